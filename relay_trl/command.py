@@ -1,0 +1,188 @@
+"""The `<call>n</call>` syntax: find it, render it, take it out of a text or of token ids.
+
+Owns what a command looks like and nothing else: who may call, how often and what happens then is `relay.py`'s business.
+Pure text and token ids; no torch, no TRL, no vLLM.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+MAX_REQUEST = 10**9
+"""Largest n that a command can ask for; longer digit strings are read as this number (every limit is far below it)."""
+
+_BLANKS = r"[ \t\r\n]*"
+
+
+class Codec(Protocol):
+    """The part of a vocabulary that removing a command from token ids needs."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """A well-formed command inside a text.
+
+    Attributes:
+        start (`int`): index of its first character.
+        end (`int`): index after its last character.
+        n (`int`): tokens asked for, at least 1.
+    """
+
+    start: int
+    end: int
+    n: int
+
+
+@dataclass(frozen=True)
+class CallSyntax:
+    """How a student asks for its teacher: an open tag, a positive decimal integer, a close tag (paper, section 3.1).
+
+    Args:
+        open_tag (`str`, defaults to `"<call>"`): plain text or the text of an added special token.
+        close_tag (`str`, defaults to `"</call>"`): likewise.
+
+    Raises:
+        ValueError: a tag is empty, begins or ends with a blank or a digit, or one tag contains the other.
+    """
+
+    open_tag: str = "<call>"
+    close_tag: str = "</call>"
+
+    def __post_init__(self):
+        for name in ("open_tag", "close_tag"):
+            tag = getattr(self, name)
+            edges = tag[:1] + tag[-1:]
+            if not tag or any(edge.isspace() or edge.isdigit() for edge in edges):
+                raise ValueError(
+                    f"{name} is {tag!r}; a tag needs at least one character and may neither begin nor end with a "
+                    "blank or a digit. Choose something like '<call>' and '</call>'."
+                )
+        if self.open_tag in self.close_tag or self.close_tag in self.open_tag:
+            raise ValueError(
+                f"open_tag is {self.open_tag!r} and close_tag is {self.close_tag!r}; the two must differ and neither "
+                "may contain the other. Choose something like '<call>' and '</call>'."
+            )
+
+    @cached_property
+    def _pattern(self) -> re.Pattern:
+        return re.compile(f"{re.escape(self.open_tag)}{_BLANKS}([0-9]+){_BLANKS}{re.escape(self.close_tag)}")
+
+    def render(self, n: int) -> str:
+        """The command that asks for `n` tokens."""
+        if n < 1:
+            raise ValueError(f"A command asks for at least 1 token, got n={n}.")
+        return f"{self.open_tag}{n}{self.close_tag}"
+
+    def find(self, text: str) -> list[Command]:
+        """All well-formed commands of `text`, in order. n = 0 is not well-formed."""
+        commands = []
+        for match in self._pattern.finditer(text):
+            digits = match[1].lstrip("0")
+            if digits:
+                n = int(digits) if len(digits) < 10 else MAX_REQUEST
+                commands.append(Command(match.start(), match.end(), n))
+        return commands
+
+    def count_malformed(self, text: str) -> int:
+        """Open tags of `text` that begin no well-formed command: empty, not a number, n = 0, or never closed."""
+        return text.count(self.open_tag) - len(self.find(text))
+
+    def remove(self, text: str) -> str:
+        """`text` without its well-formed commands; nothing else is changed."""
+        return _without(text, 0, self.find(text))
+
+    def remove_from_ids(self, ids: list[int], text: str, codec: Codec) -> list[int]:
+        """`ids` without the tokens of their commands.
+
+        A token that holds both a piece of a command and other text (`>\\n` ends a tag in many vocabularies, ` <` begins
+        one) is replaced by the encoding of that other text.
+
+        Args:
+            ids (`list[int]`): tokens written by the student in one go.
+            text (`str`): what they decode to.
+            codec ([`Codec`]): the vocabulary of `ids`.
+
+        Returns:
+            `list[int]`: ids that decode to `self.remove(text)`.
+        """
+        commands = self.find(text)
+        if not commands:
+            return list(ids)
+        cuts: list[list[int]] = []  # [first token, token after the last, first character, character after the last]
+        for command in commands:
+            begin = _locate(ids, text, command.start, codec)
+            end = _locate(ids, text, command.end, codec)
+            if begin is None or end is None:
+                return codec.encode(self.remove(text))
+            (first, text_start), (last, text_end) = begin, end
+            while text_end < command.end:  # tokens go on after the command, to the end of a character
+                last += 1
+                text_end = _start_of(last, ids, text, codec) or text_start
+            if cuts and first < cuts[-1][1]:
+                cuts[-1][1], cuts[-1][3] = last, text_end
+            else:
+                cuts.append([first, last, text_start, text_end])
+        kept, done = [], 0
+        for first, last, text_start, text_end in cuts:
+            kept += ids[done:first]
+            kept += codec.encode(_without(text[text_start:text_end], text_start, commands))
+            done = last
+        return kept + ids[done:]
+
+
+def _without(piece: str, offset: int, commands: list[Command]) -> str:
+    """`piece`, which begins at character `offset` of a text, without the `commands` of that text that lie in it."""
+    kept, done = "", 0
+    for command in commands:
+        if offset <= command.start and command.end <= offset + len(piece):
+            kept += piece[done : command.start - offset]
+            done = command.end - offset
+    return kept + piece[done:]
+
+
+def tokens_until(ids: list[int], text: str, at: int, codec: Codec) -> int:
+    """How many of `ids`, which decode to `text`, hold its first `at` characters."""
+    found = _locate(ids, text, at, codec)
+    return len(ids) if found is None else found[0] + (found[1] < at)
+
+
+def _start_of(token: int, ids: list[int], text: str, codec: Codec) -> int | None:
+    """The character of `text` that `ids[token:]` begin at; `None` if they begin inside one."""
+    suffix = codec.decode(ids[token:])
+    return len(text) - len(suffix) if text.endswith(suffix) else None
+
+
+def _locate(ids: list[int], text: str, at: int, codec: Codec) -> tuple[int, int] | None:
+    """The last token that begins at character `at` of `text` or before and inside no character, and where it begins.
+
+    Searched from the end, where commands usually are, in steps that double. `None` if ids and text do not fit together.
+    """
+
+    def probe(token: int) -> tuple[int, int] | None:
+        for earlier in range(token, max(-1, token - 4), -1):  # a character has at most four bytes, hence tokens
+            start = _start_of(earlier, ids, text, codec)
+            if start is not None:
+                return earlier, start
+        return None
+
+    low, high, step = len(ids), len(ids) + 1, 1
+    best = probe(low)
+    while best is None or best[1] > at:
+        if low == 0:
+            return None
+        high = high if best is None else best[0]
+        low, step = max(0, low - step), step * 2
+        best = probe(low)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = probe(middle)
+        if found is not None and found[1] > at:
+            high = found[0]
+        else:
+            low, best = middle, max(best, found or best)
+    return best

@@ -1,0 +1,155 @@
+"""The protocol of an engine: one request in, one generation out; batching is the engine's own business.
+
+Owns the request and the answer of an engine and the asyncio front of engines that run in this process. Imports no torch.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, TypeAlias
+
+from ..vocabulary import Vocabulary
+
+Context: TypeAlias = list[int] | str | list[dict]
+"""What an engine continues: token ids, a text, or chat messages whose last one may be the assistant's, unfinished."""
+
+
+BACKENDS = ("auto", "transformers", "vllm", "openai")
+"""Kinds of engine by name; `auto` takes `openai` for a URL and `transformers` for a model."""
+
+
+class FinishReason(StrEnum):
+    """Why an engine stopped: it sampled an end token, it wrote a stop string, or it ran out of `max_tokens`."""
+
+    EOS = "eos"
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class EngineError(RuntimeError):
+    """An engine could not answer, after its own retries. The message names the engine, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Args:
+        temperature (`float`, defaults to `1.0`): 0 is greedy.
+        top_p (`float`, defaults to `1.0`): keep the smallest set of tokens with this probability; 1 keeps all.
+        top_k (`int`, defaults to `0`): keep this many tokens; 0 keeps all.
+        min_p (`float`, defaults to `0.0`): drop tokens below this share of the likeliest one's probability.
+        seed (`int`, *optional*): the same seed and context give the same tokens, whatever else is in the batch. `None`
+            leaves the choice to the engine.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self):
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
+            raise ValueError(
+                f"{self} is no sampling: temperature must be >= 0, top_p in (0, 1], top_k >= 0 and min_p in [0, 1]."
+            )
+
+
+@dataclass
+class Generation:
+    """What an engine wrote.
+
+    Args:
+        ids (`list[int]`, *optional*): the tokens exactly as sampled, an EOS included; `None` from a text-only engine.
+        text (`str`): their text, a closing end token left out. A text-only engine gives only this.
+        finish ([`FinishReason`]): why it stopped.
+        logprobs (`list[float]`, *optional*): log-probability of each id under the distribution it was drawn from.
+        num_tokens (`int`, *optional*): tokens written by the engine's own count, for text-only engines.
+    """
+
+    ids: list[int] | None
+    text: str
+    finish: FinishReason
+    logprobs: list[float] | None = None
+    num_tokens: int | None = None
+
+
+class Engine(Protocol):
+    """A model that can be asked.
+
+    Attributes:
+        name (`str`): what people call it, for errors and reports: a path, a hub id or a URL.
+        vocabulary ([`Vocabulary`], *optional*): of its ids; `None` if it takes and gives text only.
+        max_context (`int`, *optional*): most tokens of prompt and answer together; `None` if unknown.
+    """
+
+    name: str
+
+    # Properties for the type checker: an engine may promise more, such as always having a vocabulary.
+    @property
+    def vocabulary(self) -> Vocabulary | None: ...
+
+    @property
+    def max_context(self) -> int | None: ...
+
+    async def generate(
+        self, context: Context, max_tokens: int, stop: tuple[str, ...] = (), sampling: Sampling = Sampling()
+    ) -> Generation:
+        """Continue `context` by at most `max_tokens` tokens, up to and including the token that completes a stop
+        string. Raises [`EngineError`] when it cannot.
+        """
+        ...
+
+
+class SteppedEngine:
+    """Asyncio front of an engine in this process that advances all its requests together, one step at a time.
+
+    Requests join between steps and leave as soon as they are done, so no request waits for another. A child class
+    provides `_submit(context, max_tokens, stop, sampling) -> key`, `_step() -> [(key, Generation)]` and `_abort(key)`.
+    """
+
+    def __init__(self):
+        self._futures: dict[object, asyncio.Future] = {}
+        self._pump: asyncio.Task | None = None
+
+    async def generate(
+        self, context: Context, max_tokens: int, stop: tuple[str, ...] = (), sampling: Sampling = Sampling()
+    ) -> Generation:
+        key = self._submit(context, max_tokens, stop, sampling)
+        future = asyncio.get_running_loop().create_future()
+        self._futures[key] = future
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run())
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._futures.pop(key, None) is not None:
+                self._abort(key)
+            raise
+
+    def _submit(self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling) -> Any:
+        raise NotImplementedError
+
+    def _step(self) -> Iterable[tuple[Any, Generation]]:
+        raise NotImplementedError
+
+    def _abort(self, key: Any):
+        raise NotImplementedError
+
+    async def _run(self):
+        try:
+            while self._futures:
+                for key, generation in self._step():
+                    future = self._futures.pop(key, None)
+                    if future is not None and not future.done():
+                        future.set_result(generation)
+                await asyncio.sleep(0)
+        except Exception as error:
+            futures, self._futures = self._futures, {}
+            for future in futures.values():
+                if not future.done():
+                    future.set_exception(error)
+            for key in futures:  # last, as a broken engine may refuse this too, and nobody may be left waiting
+                self._abort(key)

@@ -1,0 +1,69 @@
+"""An engine that writes what it is told to: for tests, for the overhead benchmark and for looking at the relay's logic.
+
+It behaves like a real engine in everything but the choice of tokens: it stops at stop strings, at end tokens and at
+`max_tokens`, and gives one logprob per token.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from copy import copy
+
+from ..vocabulary import Vocabulary
+from .base import Context, EngineError, FinishReason, Generation, Sampling
+
+
+class ScriptedEngine:
+    """Writes a given sequence of tokens.
+
+    Args:
+        vocabulary ([`Vocabulary`]): of its ids. `None` makes it a text-only engine whose script yields texts.
+        script (`Callable[[Context], Sequence[int] | str | Exception]`): what to write after a context, end token
+            included if it is to end; an exception is raised in its place.
+        name (`str`, defaults to `"scripted"`).
+        max_context (`int`, *optional*).
+        delay_s (`float`, defaults to `0.0`): pause before each answer, in seconds.
+
+    Attributes:
+        contexts (`list[Context]`): every context it was shown, in order.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary | None,
+        script: Callable[[Context], Sequence[int] | str | Exception],
+        name: str = "scripted",
+        max_context: int | None = None,
+        delay_s: float = 0.0,
+    ):
+        self.vocabulary = vocabulary
+        self.name = name
+        self.max_context = max_context
+        self.contexts: list[Context] = []
+        self._script = script
+        self._delay_s = delay_s
+
+    async def generate(
+        self, context: Context, max_tokens: int, stop: tuple[str, ...] = (), sampling: Sampling = Sampling()
+    ) -> Generation:
+        self.contexts.append(copy(context))
+        await asyncio.sleep(self._delay_s)
+        planned = self._script(context)
+        if isinstance(planned, Exception):
+            raise planned
+        if self.vocabulary is None:
+            return Generation(None, str(planned), FinishReason.LENGTH, num_tokens=max_tokens)
+        if isinstance(planned, str):
+            raise EngineError(f"The script of {self.name!r} gave text where token ids were expected.")
+        ids: list[int] = []
+        longest_stop = max(map(len, stop), default=0)
+        finish = FinishReason.LENGTH
+        for token in planned[:max_tokens]:
+            ids.append(token)
+            if token in self.vocabulary.eos_ids:
+                finish = FinishReason.EOS
+                break
+            if stop and any(s in self.vocabulary.decode(ids[-longest_stop - 1 :]) for s in stop):
+                finish = FinishReason.STOP
+                break
+        text = self.vocabulary.decode(ids[:-1] if finish is FinishReason.EOS else ids)
+        return Generation(ids, text, finish, logprobs=[-0.5] * len(ids))

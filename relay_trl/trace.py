@@ -1,0 +1,179 @@
+"""The record of one rollout: who wrote what, which calls were made, and what follows from it.
+
+Owns ids, loss mask, logprobs, texts and shares of a rollout. It knows no engine and judges no answer; `relay.py` writes
+it, training, evaluation and serving read it.
+"""
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+
+
+class Author(StrEnum):
+    """Who put a span's tokens there. `CLOSING` is the end token set after a teacher that ended the answer."""
+
+    STUDENT = "student"
+    TEACHER = "teacher"
+    CLOSING = "closing"
+
+
+class StopReason(StrEnum):
+    """Why a rollout ended."""
+
+    EOS = "eos"
+    TEACHER_EOS = "teacher_eos"
+    LENGTH = "length"
+    TEACHER_ERROR = "teacher_error"
+
+
+class Outcome(StrEnum):
+    """What became of a command: answered by the teacher, denied by a limit, or failed with the teacher."""
+
+    ANSWERED = "answered"
+    DENIED = "denied"
+    FAILED = "failed"
+
+
+@dataclass
+class Span:
+    """Tokens written by one author without interruption.
+
+    Args:
+        author ([`Author`]).
+        ids (`list[int]`): in the student's vocabulary; a student's exactly as sampled.
+        text (`str`): what they say, end tokens left out.
+        logprobs (`list[float]`, *optional*): one per id of a student's span, where the engine gives them.
+        kept_ids (`list[int]`): `ids` without well-formed commands and end tokens: what the teacher is shown.
+        kept_text (`str`): the text of `kept_ids`.
+        removed (`int`): tokens that the completion loses when its commands are taken out.
+        malformed (`int`): open tags that begin no well-formed command.
+    """
+
+    author: Author
+    ids: list[int]
+    text: str
+    logprobs: list[float] | None = None
+    kept_ids: list[int] = field(default_factory=list)
+    kept_text: str = ""
+    removed: int = 0
+    malformed: int = 0
+
+
+@dataclass
+class Call:
+    """One well-formed command.
+
+    Args:
+        position (`int`): completion tokens before the token after the command.
+        requested (`int`): the n it asked for.
+        granted (`int`): tokens the teacher was allowed to write.
+        delivered (`int`): tokens of the completion that the teacher wrote.
+        outcome ([`Outcome`]).
+        wait_s (`float`): seconds spent waiting for the teacher.
+    """
+
+    position: int
+    requested: int
+    granted: int = 0
+    delivered: int = 0
+    outcome: Outcome = Outcome.DENIED
+    wait_s: float = 0.0
+
+
+@dataclass
+class Trace:
+    """What happened in one rollout. T is the number of completion tokens.
+
+    Args:
+        prompt_ids (`list[int]`): the student's prompt.
+        spans (`list[Span]`): the completion, in order.
+        calls (`list[Call]`): its well-formed commands, in order.
+        stop ([`StopReason`], *optional*): `None` while it is being written.
+        error (`str`, *optional*): the teacher's fault, if one ended the rollout. Never part of any text.
+    """
+
+    prompt_ids: list[int]
+    spans: list[Span] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    stop: StopReason | None = None
+    error: str | None = None
+
+    @property
+    def completion_ids(self) -> list[int]:
+        """All tokens after the prompt, shape (T,)."""
+        return [token for span in self.spans for token in span.ids]
+
+    @property
+    def loss_mask(self) -> list[int]:
+        """1 for tokens that the student sampled, its commands too; 0 for all others, shape (T,)."""
+        return [int(span.author is Author.STUDENT) for span in self.spans for _ in span.ids]
+
+    @property
+    def logprobs(self) -> list[float] | None:
+        """The student's logprobs, 0.0 where it did not sample, shape (T,); `None` if its engine gives none."""
+        student = [span for span in self.spans if span.author is Author.STUDENT]
+        if any(span.logprobs is None for span in student):
+            return None
+        return [p for span in self.spans for p in (span.logprobs or [0.0] * len(span.ids))]
+
+    @property
+    def text(self) -> str:
+        """The whole completion as text, commands included, end token left out."""
+        return "".join(span.text for span in self.spans)
+
+    @property
+    def answer(self) -> str:
+        """The completion as a reader gets it: without commands."""
+        return "".join(span.kept_text for span in self.spans)
+
+    @property
+    def kept_ids(self) -> list[int]:
+        """The completion without commands and end token, in the student's vocabulary."""
+        return [token for span in self.spans for token in span.kept_ids]
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return sum(len(span.ids) for span in self.spans)
+
+    @property
+    def teacher_tokens(self) -> int:
+        """Completion tokens that the teacher wrote."""
+        return sum(len(span.ids) for span in self.spans if span.author is Author.TEACHER)
+
+    @property
+    def teacher_share(self) -> float:
+        """rho: teacher tokens / completion tokens without commands. What was delivered counts, not what was asked for,
+        and commands do not dilute it (paper, section 3.3, with its requested n replaced). 0 for an empty completion.
+        """
+        kept = self.num_tokens - sum(span.removed for span in self.spans)
+        return self.teacher_tokens / kept if kept else 0.0
+
+    @property
+    def has_called(self) -> bool:
+        """Whether the student made any well-formed command, answered or not."""
+        return bool(self.calls)
+
+    @property
+    def malformed(self) -> int:
+        """Malformed commands in the student's words."""
+        return sum(span.malformed for span in self.spans)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the teacher failed, so that the rollout says nothing about the student."""
+        return self.stop is StopReason.TEACHER_ERROR
+
+    def to_dict(self) -> dict:
+        """A JSON-ready form, read back by [`Trace.from_dict`]."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "Trace":
+        """The trace that [`Trace.to_dict`] wrote."""
+        return cls(
+            prompt_ids=list(data["prompt_ids"]),
+            spans=[Span(**{**span, "author": Author(span["author"])}) for span in data["spans"]],
+            calls=[Call(**{**call, "outcome": Outcome(call["outcome"])}) for call in data["calls"]],
+            stop=None if data["stop"] is None else StopReason(data["stop"]),
+            error=data.get("error"),
+        )

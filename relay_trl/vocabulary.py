@@ -1,0 +1,95 @@
+"""One tokenizer as the relay needs it: exact text of a run of tokens, encoding that adds nothing, end tokens, identity.
+
+Owns the differences between tokenizers; prompts and chat templates are `prompts.py`'s business. Imports no torch.
+"""
+
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
+
+
+class Vocabulary:
+    """A tokenizer's ids and texts.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): any fast or slow tokenizer.
+        eos_ids (`Iterable[int]`, *optional*): every id that ends an answer, from the model's generation config. The
+            tokenizer's own EOS is always one of them.
+
+    Attributes:
+        eos_id (`int`): the id that closes a completion.
+        eos_ids (`frozenset[int]`): all ids that end one.
+
+    Raises:
+        ValueError: the tokenizer has no EOS token.
+    """
+
+    def __init__(self, tokenizer, eos_ids: Iterable[int] | None = None):
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"The tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no EOS token, so an answer could never "
+                "end. Set `eos_token` in its tokenizer_config.json."
+            )
+        self.tokenizer = tokenizer
+        self.eos_id: int = tokenizer.eos_token_id
+        self.eos_ids = frozenset({self.eos_id, *(eos_ids or ())})
+        self.size = len(tokenizer)
+        self._foreign: WeakKeyDictionary[Vocabulary, dict[tuple[str, ...], frozenset[int] | None]] = WeakKeyDictionary()
+        self._anchor, self._anchor_length = self._find_anchor()
+        self._lead_in, self._lead_in_ids = self._find_lead_in()
+
+    def _find_anchor(self) -> tuple[list[int], int]:
+        # Sentencepiece-like decoders drop the blank in front of the first word: decode behind a harmless token instead.
+        special = set(self.tokenizer.all_special_ids)
+        for token in range(self.size):
+            if token not in special:
+                text = self._decode([token])
+                if len(text) == 1 and text.isascii() and text.isalnum():
+                    return [token], 1
+        return [], 0
+
+    def _find_lead_in(self) -> tuple[str, list[int]]:
+        # Sentencepiece-like encoders put a blank in front of the first word: encode behind a line end instead, which
+        # merges with nothing that follows it.
+        probe = self.decode(self._anchor)
+        for lead_in in ("", "\n"):
+            head, ids = self._encode(lead_in), self._encode(lead_in + probe)
+            if ids[: len(head)] == head and self.decode(ids[len(head) :]) == probe:
+                return lead_in, head
+        return "", []
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids` inside a longer text: no blank dropped in front, special tokens spelled out."""
+        return self._decode(self._anchor + list(ids))[self._anchor_length :]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` as plain text: nothing added, and names of special tokens spelled rather than obeyed."""
+        if not text:
+            return []
+        ids, start = self._encode(self._lead_in + text), len(self._lead_in_ids)
+        return ids[start:] if ids[:start] == self._lead_in_ids else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def foreign_to(self, other: "Vocabulary", tags: tuple[str, ...] = ()) -> frozenset[int] | None:
+        """The ids of this vocabulary that `other` lacks, when every other id means the same in both.
+
+        Args:
+            other ([`Vocabulary`]): the teacher's.
+            tags (`tuple[str, ...]`): call tags, which a student may have as added special tokens.
+
+        Returns:
+            `frozenset[int]` or `None`: empty or the ids of the tags where ids can be handed over as they are; `None`
+            for two different vocabularies.
+        """
+        if other is self:
+            return frozenset()
+        known = self._foreign.setdefault(other, {})
+        if tags not in known:
+            mine, theirs = self.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+            extra = {tag: mine.pop(tag) for tag in tags if tag in mine and tag not in theirs}
+            known[tags] = frozenset(extra.values()) if mine == theirs else None
+        return known[tags]
