@@ -1,0 +1,138 @@
+"""From one option to an engine: a URL, a folder or a Hub id.
+
+Owns which engine a name stands for and where the tokenizer of a model behind a URL comes from. Engines are imported
+when they are asked for, so that nobody needs a library that is not used.
+"""
+
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..vocabulary import Vocabulary
+from .base import BACKENDS, Engine, EngineError
+
+if TYPE_CHECKING:
+    from .openai import OpenAIEngine
+
+logger = logging.getLogger(__name__)
+
+
+def load_engine(
+    spec: str,
+    backend: str = "auto",
+    tokenizer: str | Any | None = None,
+    *,
+    needs_logprobs: bool = False,
+    model: str | None = None,
+    api: Literal["completions", "chat"] = "completions",
+    api_key: str | None = None,
+    timeout_s: float = 120.0,
+    max_retries: int = 4,
+    max_concurrency: int = 64,
+    **kwargs: Any,
+) -> Engine:
+    """The engine that `spec` stands for, ready to be asked. A server is checked before this returns.
+
+    Args:
+        spec (`str`): the URL of a server (`http://...`, `https://...`), a folder, or a Hub id.
+        backend (`str`, defaults to `"auto"`): `"auto"` takes `"openai"` for a URL and `"transformers"` for a model;
+            `"vllm"` runs a model in vLLM in this process.
+        tokenizer (`str` or tokenizer, *optional*): of the model behind a URL: a folder, a Hub id or the tokenizer
+            itself. `None` tries what the server says it serves, and exchanges text if that cannot be loaded here.
+        needs_logprobs (`bool`, defaults to `False`): whether the engine must give logprobs, as for a trained student.
+        model, api, api_key, timeout_s, max_retries, max_concurrency: of a server, see [`OpenAIEngine`]; a model run in
+            this process has no use for them.
+        **kwargs: of [`TransformersEngine.load`] or [`VLLMEngine.load`], such as `dtype` and `revision`.
+
+    Raises:
+        ValueError: an unknown backend, or one that does not fit `spec`.
+        ImportError: vLLM is asked for and not installed.
+        EngineError: a server that is down, serves another model or does not fit; a model that vLLM cannot load.
+    """
+    is_url = spec.startswith(("http://", "https://"))
+    if backend not in BACKENDS:
+        raise ValueError(f"The backend is {backend!r}; it must be one of {', '.join(BACKENDS)}.")
+    if backend == "auto":
+        backend = "openai" if is_url else "transformers"
+    if is_url != (backend == "openai"):
+        kind = "a URL" if is_url else "no URL (http://...)"
+        raise ValueError(f"The backend {backend!r} was asked for, but the model is given as {kind}; use 'auto'.")
+    if tokenizer is not None and not is_url:
+        raise ValueError(f"A tokenizer was given for {spec!r}, which brings its own; that is for a URL only.")
+    if backend == "vllm":
+        from .vllm import VLLMEngine
+
+        return VLLMEngine.load(spec, needs_logprobs=needs_logprobs, **kwargs)
+    if backend == "transformers":
+        from .transformers import TransformersEngine
+
+        return TransformersEngine.load(spec, **kwargs)
+    if kwargs:
+        raise ValueError(f"{', '.join(kwargs)}: a server has no such options; they are set where it is started.")
+    from .openai import OpenAIEngine
+
+    vocabulary = None if tokenizer is None else load_vocabulary(tokenizer)
+    engine = OpenAIEngine(spec, model, api_key, vocabulary, max_concurrency, timeout_s, max_retries, api)
+    _run(_prepare(engine, needs_logprobs))
+    return engine
+
+
+def load_vocabulary(tokenizer: str | Any) -> Vocabulary:
+    """The vocabulary of a tokenizer, or of a folder or Hub id that has one.
+
+    The end tokens of its generation config are among its `eos_ids`.
+
+    Raises:
+        OSError: there is no tokenizer in that place.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    if not isinstance(tokenizer, str):
+        return Vocabulary(tokenizer)
+    try:
+        eos_ids = GenerationConfig.from_pretrained(tokenizer).eos_token_id or []
+    except OSError:
+        eos_ids = []
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    return Vocabulary(loaded, [eos_ids] if isinstance(eos_ids, int) else eos_ids)
+
+
+async def _prepare(engine: "OpenAIEngine", needs_logprobs: bool):
+    try:
+        await engine.find_model()
+        # Chat messages are put into ids by the server, so a tokenizer would not be used.
+        if engine.vocabulary is None and engine.api == "completions":
+            engine.vocabulary = _guess_vocabulary(engine)
+        if needs_logprobs and engine.vocabulary is None:
+            raise EngineError(f"{engine.name} is to give logprobs, which belong to token ids; give its tokenizer.")
+        engine.needs_logprobs = needs_logprobs
+        await engine.check()
+    finally:
+        await engine.aclose()
+
+
+def _guess_vocabulary(engine: "OpenAIEngine") -> Vocabulary | None:
+    for name in dict.fromkeys((engine.model_path, engine.model)):
+        if name is None or (os.path.isabs(name) and not os.path.isdir(name)):  # a folder of the server's machine
+            continue
+        try:
+            vocabulary = load_vocabulary(name)
+        except (OSError, ValueError):
+            continue
+        logger.info("%s serves %r; its tokenizer was taken from %r.", engine.name, engine.model, name)
+        return vocabulary
+    logger.warning(
+        "%s serves %r, whose tokenizer was not found here, so text is exchanged instead of token ids; give its "
+        "tokenizer to keep prompts and tokens exact.",
+        engine.name,
+        engine.model,
+    )
+    return None
+
+
+def _run(coroutine):
+    """Runs a coroutine to its end, from a running event loop too."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

@@ -1,0 +1,136 @@
+"""What a server that speaks OpenAI's API says: its answers as generations, its faults as one clear sentence.
+
+Owns the differences between servers in the shape of an answer, and keeps secrets and long bodies out of messages.
+Sending is `openai.py`'s business.
+"""
+
+from typing import Any, Literal
+
+import openai
+
+from ..vocabulary import Vocabulary
+from .base import EngineError, FinishReason, Generation
+
+
+class Replies:
+    """Reads the replies of one server.
+
+    Args:
+        name (`str`): the server's URL, without credentials.
+        api (`"completions"` or `"chat"`).
+        api_key (`str`): kept out of every message.
+        timeout_s (`float`), tries (`int`): what was allowed, for messages.
+    """
+
+    def __init__(
+        self, name: str, api: Literal["completions", "chat"], api_key: str, timeout_s: float, tries: int
+    ) -> None:
+        self.name = name
+        self._api = api
+        self._api_key = api_key
+        self._timeout_s = timeout_s
+        self._tries = f"{tries} tries" if tries > 1 else "1 try"
+
+    def read(
+        self, answer: dict[str, Any], stop: tuple[str, ...], vocabulary: Vocabulary | None, needs_logprobs: bool
+    ) -> Generation:
+        """The generation in an answer.
+
+        Args:
+            answer (`dict`): the JSON of a completion or chat completion.
+            stop (`tuple[str, ...]`): the stop strings that were asked for.
+            vocabulary ([`Vocabulary`], *optional*): of the ids in the answer; `None` reads the text only.
+            needs_logprobs (`bool`): whether one logprob per id must be there.
+
+        Raises:
+            EngineError: a part is missing or of the wrong type, or the answer ended in no usable way.
+        """
+        choice = first_choice(answer)
+        message = choice.get("message") or {}
+        text = message.get("content") if self._api == "chat" else choice.get("text")
+        if message.get("reasoning") or message.get("reasoning_content"):
+            raise self.broken("moves the model's thoughts out of its text", "Start it without a reasoning parser.")
+        ids = choice.get("token_ids") if vocabulary is not None else None
+        is_readable = ids is None or (isinstance(ids, list) and all(type(token) is int for token in ids))
+        if not isinstance(text, str) or not is_readable:
+            raise self.broken(f"answered with text {self.words(text)} and token_ids {self.words(ids)}")
+        reason = choice.get("finish_reason")
+        if reason not in ("stop", "length"):
+            raise self.broken(f"ended an answer with finish_reason {self.words(reason)}")
+        # vLLM names the stop string, or the id of an end token that is not the main one; SGLang in another field.
+        cause = choice.get("stop_reason", choice.get("matched_stop"))
+        finish = FinishReason.LENGTH
+        if reason == "stop":
+            is_stop = cause in stop if isinstance(cause, str) else cause is None and bool(stop) and text.endswith(stop)
+            finish = FinishReason.STOP if is_stop else FinishReason.EOS
+        usage = answer.get("usage")
+        num_tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        logprobs = self._read_logprobs(choice.get("logprobs"), ids) if needs_logprobs else None
+        if ids is None or vocabulary is None:
+            return Generation(None, text, finish, num_tokens=num_tokens)
+        if finish is FinishReason.EOS and (not ids or (ids[-1] not in vocabulary.eos_ids and ids[-1] != cause)):
+            if logprobs is not None:
+                raise self.broken("drops the end token, whose logprob a student needs", "Use vLLM for a student.")
+            ids = [*ids, vocabulary.eos_id]  # the server dropped it, and said that it was there
+        words = ids[:-1] if finish is FinishReason.EOS else ids
+        return Generation(ids, vocabulary.decode(words), finish, logprobs, num_tokens)
+
+    def _read_logprobs(self, logprobs: Any, ids: list[int] | None) -> list[float]:
+        if ids is None:
+            raise self.broken("returns no token ids, which a student needs", "Use a server with return_token_ids.")
+        try:
+            values = [c["logprob"] for c in logprobs["content"]] if self._api == "chat" else logprobs["token_logprobs"]
+            # JSON has no NaN; null stands for it, and the trainer gives such a token no correction.
+            numbers = [float("nan") if value is None else float(value) for value in values]
+        except (TypeError, KeyError, ValueError) as error:
+            raise self.broken(f"returned logprobs {self.words(logprobs)}") from error
+        if len(numbers) != len(ids):
+            raise self.broken(f"returned {len(numbers)} logprobs for {len(ids)} tokens")
+        return numbers
+
+    def fault(self, error: openai.APIError, model: str | None) -> EngineError:
+        """A request's failure, after all tries, with its remedy."""
+        if isinstance(error, openai.APITimeoutError):
+            return EngineError(
+                f"{self.name} gave no answer within {self._timeout_s:g} s in {self._tries}; raise timeout_s or lower "
+                "max_concurrency."
+            )
+        if isinstance(error, openai.APIStatusError):
+            status, words = error.status_code, self.words(error.response.content)
+            if status in (401, 403):
+                remedy = "Give its key as api_key or OPENAI_API_KEY."
+            elif status == 404:
+                remedy = f"Check that the URL ends where its API begins (/v1) and that it serves {model!r}."
+            elif status == 429 or status >= 500:
+                remedy = f"Gave up after {self._tries}: lower max_concurrency, or look into the server's log."
+            else:
+                remedy = "If it takes no token ids or extra fields, use it without a vocabulary."
+            return EngineError(f"{self.name} refused a request with status {status} ({words}). {remedy}")
+        cause = self.words(error.__cause__ or error)
+        return EngineError(
+            f"{self.name} cannot be reached in {self._tries} ({cause}); start the server or correct the URL."
+        )
+
+    def broken(self, what: str, remedy: str = "Check that it speaks OpenAI's API.") -> EngineError:
+        """An answer that came but cannot be used."""
+        return EngineError(f"{self.name} {what}. {remedy}")
+
+    def words(self, said: Any) -> str:
+        """Something from outside, fit for one sentence: one line, short, and without the key."""
+        text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        if self._api_key != "none":
+            text = text.replace(self._api_key, "***")
+        text = " ".join(text.split())
+        return repr(text if len(text) <= 200 else text[:200] + "...")
+
+
+def first_choice(answer: Any) -> dict[str, Any]:
+    """The first choice of an answer; empty if there is none."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+
+
+def list_names(names: list[str]) -> str:
+    """Names for a message, the first eight of them spelled out."""
+    shown = ", ".join(repr(name) for name in names[:8])
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"

