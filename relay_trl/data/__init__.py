@@ -1,0 +1,1 @@
+"""Training sets, benchmarks and the samples made for them."""

@@ -1,0 +1,234 @@
+"""Where problems come from: a registry of training sets and benchmarks, local files, and the two columns all become.
+
+Owns reading rows and checking them. Every row ends up with `prompt` (the problem, or chat messages) and `answer` (the
+gold, or a list of accepted ones); other columns pass through. How a prompt is rendered is `prompts.py`'s business.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..grading import Grader, last_boxed
+
+logger = logging.getLogger(__name__)
+
+Gold = str | list[str] | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of problems.
+
+    Args:
+        file (`str`): name of its local copy under `data_dir`, in the Hub's schema.
+        hub_id (`str`): dataset on the Hub.
+        config (`str`, *optional*): its configuration there.
+        split (`str`): its split there.
+        problem (`str`): column of the problem.
+        gold (`Callable[[dict], Gold]`): reads the gold, or the list of golds, from a row.
+        has_boxed_answers (`bool`, defaults to `True`): whether answers are asked for in `\\boxed{}`.
+    """
+
+    file: str
+    hub_id: str
+    config: str | None
+    split: str
+    problem: str
+    gold: Callable[[dict], Gold]
+    has_boxed_answers: bool = True
+
+
+def _column(name: str) -> Callable[[dict], Gold]:
+    return lambda row: row[name]
+
+
+def _after_hashes(row: dict) -> Gold:
+    return row["answer"].rpartition("####")[2].strip()
+
+
+SOURCES: dict[str, Source] = {
+    "gsm8k": Source("gsm8k.jsonl", "openai/gsm8k", "main", "test", "question", _after_hashes),
+    "gsm8k_train": Source("gsm8k_train.jsonl", "openai/gsm8k", "main", "train", "question", _after_hashes),
+    "math500": Source("math500.jsonl", "HuggingFaceH4/MATH-500", None, "test", "problem", _column("answer")),
+    "minerva": Source(
+        "minerva.jsonl", "knoveleng/Minerva-Math", None, "train", "problem", lambda row: last_boxed(row["solution"])
+    ),
+    "olympiadbench": Source(
+        "olympiadbench.jsonl",
+        "Hothan/OlympiadBench",
+        "OE_TO_maths_en_COMP",
+        "train",
+        "question",
+        _column("final_answer"),
+    ),
+    "aime2024": Source("aime2024.jsonl", "HuggingFaceH4/aime_2024", None, "train", "problem", _column("answer")),
+    "aime2025": Source("aime2025.jsonl", "yentinglin/aime_2025", None, "train", "problem", _column("answer")),
+    "dapo_math": Source(
+        "dapo_math.jsonl", "open-r1/DAPO-Math-17k-Processed", "en", "train", "prompt", _column("solution")
+    ),
+}
+"""Named sets. Benchmarks (the first and all from `math500` to `aime2025`) are for reporting, not for training."""
+
+REPORTED = ("gsm8k", "math500", "minerva", "olympiadbench", "aime2024", "aime2025")
+"""The paper's benchmarks: never trained on, and never used to pick a checkpoint."""
+
+
+def load_rows(
+    name: str,
+    data_dir: str | None = None,
+    split: str | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    problem_column: str = "problem",
+    answer_column: str = "answer",
+) -> list[dict]:
+    """Rows with `prompt`, `answer` and `source_row`, from the registry, the embedded arithmetic task, a local file or the Hub.
+
+    Args:
+        name (`str`): a name in [`SOURCES`], `"arithmetic"`, the path of a `.jsonl`, `.json`, `.csv` or `.parquet` file,
+            or a Hub dataset.
+        data_dir (`str`, *optional*): folder with local copies of the registry's sets; `None` loads from the Hub.
+        split (`str`, *optional*): of a Hub dataset (default `"train"`) or of the arithmetic task.
+        size (`int`, *optional*): keep this many rows, chosen by `seed`; `None` keeps all.
+        seed (`int`, defaults to `0`).
+        problem_column, answer_column (`str`): columns of files and Hub datasets outside the registry. A `prompt` column
+            is taken where there is no `problem_column`.
+
+    Raises:
+        FileNotFoundError: a local file is missing.
+        ValueError: the needed columns are missing, or the set is unknown or empty.
+    """
+    if name == "arithmetic":
+        from .arithmetic import problems
+
+        return problems(split or "train", size or 4096, seed)
+    source = SOURCES.get(name)
+    if source is not None:
+        table = _read(source, data_dir)
+        problem, gold = source.problem, source.gold
+    else:
+        table = _read_unregistered(name, split)
+        problem = problem_column if problem_column in table.column_names else "prompt"
+        missing = [c for c in (problem, answer_column) if c not in table.column_names]
+        if missing:
+            raise ValueError(
+                f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {table.column_names}. Name "
+                "the right ones with problem_column and answer_column."
+            )
+        gold = _column(answer_column)
+    if len(table) == 0:
+        raise ValueError(f"{name} has no rows.")
+    if "source_row" not in table.column_names:  # so that a row is named by its place in the file, wherever it ends up
+        table = table.add_column("source_row", list(range(len(table))))
+    if size is not None and size < len(table):
+        table = table.shuffle(seed=seed).select(range(size))
+    rows: list[dict] = table.to_list()
+    return [{**_others(row, problem), "prompt": row[problem], "answer": _as_text(gold(row))} for row in rows]
+
+
+def _as_text(gold):
+    """A gold as it would be written: readers of JSON and CSV take `42` for a number."""
+    if isinstance(gold, list):
+        return [_as_text(one) for one in gold]
+    is_number = isinstance(gold, int | float) and not isinstance(gold, bool) and math.isfinite(gold)
+    return str(gold) if is_number else gold
+
+
+def _others(row: dict, problem: str) -> dict:
+    return {key: value for key, value in row.items() if key != problem}
+
+
+def _read(source: Source, data_dir: str | None):
+    from datasets import load_dataset
+
+    if data_dir is None:
+        return load_dataset(source.hub_id, source.config, split=source.split)
+    path = Path(data_dir) / source.file
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; put a copy of {source.hub_id} there, or leave data_dir unset to load it from the Hub."
+        )
+    return read_file("json", str(path))
+
+
+def read_file(kind: str, path: str):
+    """The rows of a file as a [`~datasets.Dataset`].
+
+    Args:
+        kind (`str`): `"json"` (one object a line), `"csv"` or `"parquet"`.
+        path (`str`): an existing file.
+
+    Raises:
+        ValueError: it is empty, or is no such file.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    if not Path(path).read_bytes().strip():
+        raise ValueError(f"{path} has no rows.")
+    try:
+        return load_dataset(kind, data_files=path, split="train")
+    except (DatasetGenerationError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{path} cannot be read as {kind}: {reason}") from error
+
+
+def _read_unregistered(name: str, split: str | None):
+    from datasets import load_dataset
+
+    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    suffix = Path(name).suffix
+    if suffix in kinds:
+        if not Path(name).exists():
+            raise FileNotFoundError(f"The data file {name} does not exist.")
+        return read_file(kinds[suffix], name)
+    try:
+        return load_dataset(name, split=split or "train")
+    except Exception as error:
+        raise ValueError(
+            f"{name!r} is no known set ({', '.join(['arithmetic', *SOURCES])}), no .jsonl, .json, .csv or .parquet file, "
+            f"and could not be loaded from the Hub ({type(error).__name__}: {error})."
+        ) from error
+
+
+def drop_ungradable(rows: list[dict], grader: Grader, name: str) -> list[dict]:
+    """`rows` without those whose gold is empty or does not verify against itself; they are named and counted in a warning.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    bad = [i for i, row in enumerate(rows) if not grader.is_gradable(row["answer"])]
+    if bad:
+        shown = ", ".join(str(rows[i].get("source_row", i)) for i in bad[:10]) + (", ..." if len(bad) > 10 else "")
+        logger.warning(f"{name}: skipping {len(bad)} of {len(rows)} rows with an empty or unreadable answer: {shown}.")
+    dropped = set(bad)
+    kept = [row for i, row in enumerate(rows) if i not in dropped]
+    if not kept:
+        raise ValueError(f"{name}: none of its {len(rows)} rows has an answer that can be graded.")
+    return kept
+
+
+def drop_overlong(
+    rows: list[dict], lengths: list[int], budget: int, name: str, is_skipping: bool = False
+) -> list[dict]:
+    """`rows` whose prompts fit the `budget` of tokens.
+
+    Raises:
+        ValueError: a prompt does not fit and `is_skipping` is false: nothing is ever cut off a prompt.
+    """
+    long = [i for i, length in enumerate(lengths) if length > budget]
+    if not long:
+        return rows
+    shown = ", ".join(f"{rows[i].get('source_row', i)} ({lengths[i]} tokens)" for i in long[:5]) + (
+        ", ..." if len(long) > 5 else ""
+    )
+    if not is_skipping or len(long) == len(rows):
+        raise ValueError(
+            f"{name}: {len(long)} of {len(rows)} prompts are longer than max_prompt_length={budget}: rows {shown}. Raise "
+            "max_prompt_length, or set skip_long_prompts to leave these rows out."
+        )
+    logger.warning(f"{name}: skipping {len(long)} of {len(rows)} rows with prompts over {budget} tokens: {shown}.")
+    dropped = set(long)
+    return [row for i, row in enumerate(rows) if i not in dropped]
