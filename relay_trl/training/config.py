@@ -1,0 +1,131 @@
+"""What a run can be told: TRL's configs and the relay's fields beside them, checked before any model is loaded.
+
+Owns names, defaults and limits of options. Models and data have no default; everything else has one that works.
+"""
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig, SFTConfig
+
+from ..engines.base import Sampling
+from ..options import PromptFields, TeacherFields
+from ..redaction import RedactedArguments
+from ..relay import RelayConfig
+from ..rewards import check_options, load_function, load_reward
+
+
+@dataclass
+class RelayFields(TeacherFields, PromptFields):
+    """The rules of the relay, beside [`~relay_trl.options.TeacherFields`] and [`~relay_trl.options.PromptFields`].
+
+    Args:
+        teacher_temperature (`float`, defaults to `0.7`).
+        max_teacher_failures (`float`, defaults to `0.1`): share of a step's rollouts that may fail before the run stops.
+        max_calls (`int`, defaults to `3`): answered calls per rollout.
+        max_call_tokens (`int`, *optional*): most tokens of one answer.
+        fixed_call_tokens (`int`, *optional*): every call gets this many.
+        is_ended_by_teacher (`bool`, defaults to `True`): whether a teacher that ends its answer ends the rollout.
+        reward (`str`, defaults to `"difficulty_aware"`): `difficulty_aware`, `simple`, `accuracy` or a dotted path.
+        reward_kwargs (`dict`, *optional*): options of the reward.
+        extra_rewards (`list[str]`, *optional*): dotted paths of TRL-style per-rollout rewards beside it; `reward_weights`
+            weighs them all, the group reward first.
+        grading_time_limit_s (`float`, defaults to `5.0`): seconds for one answer.
+    """
+
+    teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
+    max_teacher_failures: float = field(default=0.1, metadata={"help": "Share of failed rollouts that stops the run."})
+    max_calls: int = field(default=3, metadata={"help": "Answered calls per rollout."})
+    max_call_tokens: int | None = field(default=None, metadata={"help": "Most tokens of one answer."})
+    fixed_call_tokens: int | None = field(default=None, metadata={"help": "Tokens of every call, whatever it asks."})
+    is_ended_by_teacher: bool = field(
+        default=True, metadata={"help": "A teacher that ends its answer ends the rollout."}
+    )
+    reward: str = field(
+        default="difficulty_aware", metadata={"help": "difficulty_aware, simple, accuracy or module:fn."}
+    )
+    reward_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the reward."})
+    extra_rewards: list[str] | None = field(default=None, metadata={"help": "TRL-style rewards beside it, module:fn."})
+    grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
+
+
+@dataclass(repr=False)  # a generated repr would show what RedactedArguments hides
+class RelayGRPOConfig(RedactedArguments, RelayFields, GRPOConfig):
+    """[`~trl.GRPOConfig`] and the relay's fields; see [`RelayFields`] and [`PromptFields`].
+
+    Args:
+        vllm_kwargs (`dict`, *optional*): further arguments of the colocated `vllm.LLM`, over TRL's own. Without a GPU
+            the engine is eager and computes in the precision of the trainer, where vLLM would halve float32.
+    """
+
+    # A dict that the command line and YAML give as text is parsed by TrainingArguments for the fields named here.
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "reward_kwargs", "vllm_kwargs"]
+
+    vllm_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of the colocated vLLM engine."}
+    )
+
+    metric_for_best_model: str | None = field(
+        default="eval_relay/accuracy", metadata={"help": "Picks the best checkpoint, on the validation rows only."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_prompts()
+        self.relay_config()
+        check_options(load_reward(self.reward), self.reward, self.reward_kwargs or {})
+        for path in self.extra_rewards or ():
+            load_function(path, "extra_rewards")
+        if not 0 <= self.max_teacher_failures <= 1:
+            raise ValueError(f"max_teacher_failures is {self.max_teacher_failures}; it is a share between 0 and 1.")
+        self.check_teacher()
+        if self.use_vllm and importlib.util.find_spec("vllm") is None:
+            raise ImportError(
+                "use_vllm is true, but vLLM is not installed. Install it with `pip install relay_trl[vllm]`, or set "
+                "use_vllm: false to generate with transformers."
+            )
+        if not self.use_vllm and not self.ds3_gather_for_generation:
+            raise ValueError(
+                "ds3_gather_for_generation is false without use_vllm; ranks ask the sharded model as often as their "
+                "rollouts need, which differs, so they would wait for one another for ever. Set it to true, or use_vllm."
+            )
+        if self.use_vllm and self.vllm_mode == "colocate" and self.vllm_tensor_parallel_size > 1:
+            raise ValueError(
+                f"vllm_tensor_parallel_size is {self.vllm_tensor_parallel_size} in colocate mode; ranks that share a "
+                "student would have to wait for one another's teachers. Set it to 1, or serve the student with "
+                "vllm_mode: server."
+            )
+
+    def relay_config(self) -> RelayConfig:
+        """The rules of this run's rollouts."""
+        return RelayConfig(
+            max_completion_tokens=self.max_completion_length,
+            syntax=self.syntax,
+            max_calls=self.max_calls if self.teacher else 0,
+            max_call_tokens=self.max_call_tokens,
+            fixed_call_tokens=self.fixed_call_tokens,
+            is_ended_by_teacher=self.is_ended_by_teacher,
+            student=Sampling(self.temperature, self.top_p, max(self.top_k, 0), self.min_p or 0.0),
+            teacher=Sampling(self.teacher_temperature, self.teacher_top_p),
+        )
+
+
+@dataclass(repr=False)
+class RelaySFTConfig(RedactedArguments, PromptFields, SFTConfig):
+    """[`~trl.SFTConfig`] and the warm-up's fields.
+
+    Args:
+        warmup_data (`str`): the file that `build_warmup.py` wrote.
+        add_call_tokens (`bool`, defaults to `False`): make the tags added special tokens of the student, as the builder
+            was told.
+    """
+
+    warmup_data: str = field(default="", metadata={"help": "The file that build_warmup.py wrote."})
+    add_call_tokens: bool = field(default=False, metadata={"help": "Make the tags added special tokens."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_prompts()
+        if not self.warmup_data:
+            raise ValueError("warmup_data is not set; give it the .jsonl file that recipes/build_warmup.py wrote.")

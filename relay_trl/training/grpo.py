@@ -1,0 +1,189 @@
+"""GRPO over relayed rollouts: TRL's trainer with our rollouts, group rewards on the global batch, and our metrics.
+
+Owns what happens between a batch of prompts and TRL's advantages. Touches of undocumented TRL are in `adapter.py`.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from datasets import Dataset
+from transformers import ProgressCallback
+from trl import GRPOTrainer
+
+from ..engines.base import Engine
+from ..grading import Grader
+from ..prompts import PromptBuilder
+from ..rewards import difficulty, load_function, load_reward
+from . import adapter
+from .config import RelayGRPOConfig
+from .metrics import FACTS, facts, summarize
+from .progress import RelayProgressCallback
+from .saving import RelaySavingMixin
+
+# TRL warns that this may change: it is pinned, and tests/test_trl_contract.py holds what we rely on.
+warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+
+
+class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
+    """[`~trl.GRPOTrainer`] whose rollouts may call a teacher.
+
+    Rewards of a group are computed once all rollouts of the global batch are known, so that they do not depend on how a
+    group is split over processes and micro-batches. A rollout that its teacher failed is in no group, no metric but
+    `relay/teacher_failures`, and no gradient.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): the student.
+        args ([`RelayGRPOConfig`]).
+        train_dataset ([`~datasets.Dataset`]): columns `prompt` (the problem) and `answer` (the gold); others are passed to
+            per-rollout rewards.
+        eval_dataset ([`~datasets.Dataset`], *optional*): validation rows, likewise.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): the student's tokenizer.
+        teacher ([`Engine`], *optional*): `None` trains the student alone.
+        extra_rewards (`list[Callable]`, *optional*): TRL-style per-rollout rewards beside the group reward, besides those
+            named in `args.extra_rewards`. They get the columns `relay_trace`, `relay_correct` and `relay_teacher_share`.
+        kwargs: as [`~trl.GRPOTrainer`] takes them: `callbacks`, `optimizers`, `peft_config`, `quantization_config`.
+
+    Raises:
+        RuntimeError: more than `args.max_teacher_failures` of a step's rollouts lost their teacher.
+    """
+
+    _name = "RelayGRPO"
+    _tag_names = ["trl", "grpo", "relay-trl"]
+    args: RelayGRPOConfig
+
+    def __init__(
+        self,
+        model,
+        args: RelayGRPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class=None,
+        teacher: Engine | None = None,
+        extra_rewards: list[Callable] | None = None,
+        **kwargs: Any,
+    ):
+        self._group_reward = partial(load_reward(args.reward), **(args.reward_kwargs or {}))
+        named = [load_function(path, "extra_rewards") for path in args.extra_rewards or ()]
+        self._engines: dict[str, Engine] = {}
+        self._counter = (None, 0)  # generation batches seen at one place of the run
+        with adapter.engine_options(args, model):
+            super().__init__(
+                model=model,
+                reward_funcs=[_group_reward_column(args.reward), *named, *(extra_rewards or ())],
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                rollout_func=self._roll_out,
+                **kwargs,
+            )
+        if self.is_fsdp_enabled and not self.use_vllm:
+            raise ValueError(
+                "FSDP shards the student, and ranks ask it as often as their rollouts need, which differs, so they would "
+                "wait for one another for ever. Set use_vllm: true, or use DDP or DeepSpeed."
+            )
+        builder = PromptBuilder(self._tokenizer, teacher, **args.prompt_options())
+        self.rollouts = adapter.Rollouts(builder, args.relay_config(), teacher)
+        self.grader = Grader(args.answer_marker, args.grading_time_limit_s)
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(RelayProgressCallback)
+        if self.use_vllm and self.vllm_mode == "colocate" and self.accelerator.device.type == "cpu":
+            adapter.sync_weights_on_cpu(self)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model is not None and self.model.training else "eval"  # as TRL tells them apart
+
+    def _roll_out(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
+        """TRL's `rollout_func`: this process's share of the global batch, prompts repeated per rollout already."""
+        place = ("train", self.state.global_step) if self._mode == "train" else ("eval", 0)
+        batch = self._counter[1] + 1 if self._counter[0] == place else 0
+        self._counter = (place, batch)
+        first = self.accelerator.process_index * len(prompts)
+        seeds = [adapter.rollout_seed(self.args.seed, *place, batch, first + i) for i in range(len(prompts))]
+        started = time.perf_counter()
+        with adapter.student_engine(self, self._engines) as student:
+            traces = self.rollouts.run(prompts, seeds, student)
+        self._rollout_s = time.perf_counter() - started
+        return adapter.to_trl(traces, has_logprobs=self.use_vllm)
+
+    def evaluate(self, *args, **kwargs):
+        self._counter = (None, 0)  # every evaluation draws the same random numbers
+        found = super().evaluate(*args, **kwargs)
+        # Without one scored rollout there is no accuracy, and transformers compares it with the best so far
+        return {name: float("nan") if value is None else value for name, value in found.items()}
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """TRL's matrix of rewards, shape (rollouts of the global batch, reward functions), with the group reward in its
+        first column and NaN for rollouts without a teacher's answer.
+        """
+        traces = [row[adapter.TRACE_COLUMN] for row in inputs]
+        started, timeouts = time.perf_counter(), self.grader.timeouts
+        correct = self.grader.grade([trace.answer for trace in traces], [row["answer"] for row in inputs])
+        for row, trace, is_correct in zip(inputs, traces, correct, strict=True):
+            row["relay_correct"], row["relay_teacher_share"] = is_correct, trace.teacher_share
+        own_s = [self._rollout_s, time.perf_counter() - started, self.grader.timeouts - timeouts]
+        matrix = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        device = self.accelerator.device
+        rows = [facts(trace, is_correct) for trace, is_correct in zip(traces, correct, strict=True)]
+        rows = gather(torch.tensor(rows, dtype=torch.float32, device=device)).tolist()
+        timings = gather(torch.tensor([own_s], dtype=torch.float32, device=device))
+        rewards, kinds = self._score_groups(rows)
+        matrix[:, 0] = torch.tensor(rewards, device=device)
+        matrix[matrix[:, 0].isnan()] = torch.nan  # unscored is out of its group, whatever other rewards say
+        metrics = summarize(rows, kinds)
+        metrics["rollout_s"], metrics["grading_s"] = timings.max(0).values[:2].tolist()
+        metrics["grading_timeouts"] = timings[:, 2].sum().item()
+        for name, value in metrics.items():
+            # TRL logs the mean: a smaller last batch of an evaluation must weigh no more than its rollouts
+            self._metrics[self._mode][f"relay/{name}"] += [value] * len(rows)
+        self._check_failures(metrics["teacher_failures"], traces)
+        return matrix
+
+    def _score_groups(self, rows: list[list[float]]) -> tuple[list[float], list]:
+        """Rewards of all rollouts of the global batch (NaN: not scored) and the difficulty of every group."""
+        size = self.num_generations if self._mode == "train" else self.num_generations_eval
+        rewards, kinds = [float("nan")] * len(rows), []
+        column = {name: i for i, name in enumerate(FACTS)}
+        for start in range(0, len(rows), size):
+            group = [i for i in range(start, start + size) if not rows[i][column["failed"]]]
+            if not group:
+                continue
+            correct = [bool(rows[i][column["correct"]]) for i in group]
+            called = [bool(rows[i][column["called"]]) for i in group]
+            values = self._group_reward(correct, called, [rows[i][column["teacher_share"]] for i in group])
+            if not isinstance(values, Iterable) or len(values := list(values)) != len(group):
+                returned = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
+                raise ValueError(
+                    f"The reward {self.args.reward!r} returned {returned} for a group of {len(group)} rollouts; it must "
+                    "return one (or None) for each."
+                )
+            kinds.append(difficulty(correct, called))
+            for i, value in zip(group, values, strict=True):
+                rewards[i] = float("nan") if value is None else float(value)
+        return rewards, kinds
+
+    def _check_failures(self, share: float, traces: list):
+        if share > self.args.max_teacher_failures:
+            errors = [trace.error for trace in traces if trace.has_failed]
+            raise RuntimeError(
+                f"The teacher failed in {share:.0%} of step {self.state.global_step}'s rollouts, more than "
+                f"max_teacher_failures={self.args.max_teacher_failures:.0%}; the run stops rather than train on what is "
+                f"left. {'The last fault: ' + errors[-1] if errors else ''}"
+            )
+
+
+def _group_reward_column(name: str) -> Callable:
+    """Keeps the first column of TRL's reward matrix for the group reward, which is known only after the gather."""
+
+    def column(prompts, **kwargs):
+        return [0.0] * len(prompts)
+
+    column.__name__ = name.rpartition(":")[2]
+    return column

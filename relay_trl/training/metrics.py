@@ -1,0 +1,104 @@
+"""The relay's metrics: what is counted of every rollout, and what is logged at every step. docs/metrics.md explains them.
+
+Owns names and formulas. Gathering across processes is the trainer's business, so that every rank logs the same numbers.
+"""
+
+from collections.abc import Sequence
+
+from ..rewards import Difficulty
+from ..trace import Outcome, Trace
+
+FACTS = (
+    "correct",
+    "called",
+    "teacher_share",
+    "failed",
+    "calls",
+    "requested",
+    "granted",
+    "delivered",
+    "malformed",
+    "denied",
+    "wait_s",
+    "teacher_tokens",
+    "tokens",
+)
+"""What is gathered of every rollout, in this order."""
+
+METRICS = {
+    "accuracy": "share of rollouts with a right final answer",
+    "teacher_share": "rho: teacher tokens / completion tokens without commands, mean over rollouts",
+    "teacher_share_all": "teacher tokens / all completion tokens of the step (the paper's reported share)",
+    "call_rate": "share of rollouts with at least one well-formed command",
+    "calls": "well-formed commands per rollout",
+    "requested": "tokens asked for per command (the student's n, cut at 10,000 for this mean)",
+    "granted": "tokens allowed per command, after all limits",
+    "delivered": "tokens that the teacher wrote per command",
+    "malformed": "malformed commands per rollout: empty, not a number, zero or never closed",
+    "denied": "well-formed commands without an answer per rollout, for a limit was reached",
+    "student_solvable": "share of groups with a right rollout that did not call",
+    "teacher_dependent": "share of groups whose right rollouts all called",
+    "teacher_unsolvable": "share of groups without a right rollout",
+    "teacher_failures": "share of rollouts lost to a teacher that failed; they are in no other figure and in no gradient",
+    "teacher_wait_s": "seconds that a rollout waited for its teacher, mean over rollouts",
+    "rollout_s": "wall-clock seconds of the step's rollouts on the slowest process",
+    "grading_s": "wall-clock seconds of the step's grading on the slowest process",
+    "grading_timeouts": "answers that could not be graded within their time limit in this step; they count as wrong",
+}
+"""Every metric, logged as `relay/<name>` (`eval_relay/<name>` in evaluation), with its meaning."""
+
+
+def facts(trace: Trace, is_correct: bool) -> list[float]:
+    """The [`FACTS`] of one rollout."""
+    return [
+        float(is_correct),
+        float(trace.has_called),
+        trace.teacher_share,
+        float(trace.has_failed),
+        len(trace.calls),
+        sum(min(call.requested, 10_000) for call in trace.calls),
+        sum(call.granted for call in trace.calls),
+        sum(call.delivered for call in trace.calls),
+        trace.malformed,
+        sum(call.outcome is Outcome.DENIED for call in trace.calls),
+        sum(call.wait_s for call in trace.calls),
+        trace.teacher_tokens,
+        trace.num_tokens,
+    ]
+
+
+def summarize(rows: Sequence[Sequence[float]], kinds: Sequence[Difficulty]) -> dict[str, float]:
+    """The metrics of a step, but for its timings.
+
+    Args:
+        rows (`Sequence` of shape (N, len(FACTS))): all rollouts of the global batch.
+        kinds (`Sequence[Difficulty]`): of its groups that have a scored rollout.
+    """
+    columns: dict[str, tuple[float, ...]] = dict(zip(FACTS, zip(*rows, strict=True), strict=True))
+    scored = [i for i, failed in enumerate(columns["failed"]) if not failed]
+
+    def total(name: str) -> float:
+        return sum(columns[name][i] for i in scored)
+
+    def per_rollout(name: str) -> float:
+        return total(name) / len(scored) if scored else float("nan")
+
+    def per_call(name: str) -> float:
+        return total(name) / total("calls") if total("calls") else 0.0
+
+    shares = {kind.value: kinds.count(kind) / len(kinds) if kinds else float("nan") for kind in Difficulty}
+    return {
+        "accuracy": per_rollout("correct"),
+        "teacher_share": per_rollout("teacher_share"),
+        "teacher_share_all": total("teacher_tokens") / total("tokens") if total("tokens") else 0.0,
+        "call_rate": per_rollout("called"),
+        "calls": per_rollout("calls"),
+        "requested": per_call("requested"),
+        "granted": per_call("granted"),
+        "delivered": per_call("delivered"),
+        "malformed": per_rollout("malformed"),
+        "denied": per_rollout("denied"),
+        "teacher_wait_s": per_rollout("wait_s"),
+        "teacher_failures": sum(columns["failed"]) / len(rows),
+        **shares,
+    }

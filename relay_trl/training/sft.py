@@ -1,0 +1,72 @@
+"""The warm-up: ordinary supervised training on the student's own answers with calls put in (paper, section 3.2)."""
+
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTTrainer
+
+from ..vocabulary import Vocabulary
+from .config import RelaySFTConfig
+from .saving import RelaySavingMixin
+
+
+class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
+    """[`~trl.SFTTrainer`] on the rows of `build_warmup.py`: loss on the answer, on exactly the tokens that were sampled.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): the student.
+        args ([`RelaySFTConfig`]).
+        train_dataset ([`~datasets.Dataset`]): columns `prompt_ids`, `completion_ids` and `completion`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]): the student's tokenizer, call tokens included.
+        kwargs: as [`~trl.SFTTrainer`] takes them.
+
+    Raises:
+        ValueError: the rows were written with another tokenizer, or do not fit `args.max_length`.
+    """
+
+    _name = "RelaySFT"
+    _tag_names = ["trl", "sft", "relay-trl"]
+    _stage = "sft"
+    args: RelaySFTConfig
+
+    def __init__(self, model, args: RelaySFTConfig, train_dataset: Dataset, processing_class, **kwargs: Any):
+        check_rows(train_dataset, Vocabulary(processing_class), args)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset.map(to_sft_row, remove_columns=train_dataset.column_names),
+            processing_class=processing_class,
+            **kwargs,
+        )
+
+
+def to_sft_row(row: dict) -> dict[str, list[int]]:
+    """A warm-up row as TRL takes it: labels are -100 (no loss) in the prompt."""
+    return {
+        "input_ids": row["prompt_ids"] + row["completion_ids"],
+        "labels": [-100] * len(row["prompt_ids"]) + row["completion_ids"],
+    }
+
+
+def check_rows(rows: Dataset, vocabulary: Vocabulary, args: RelaySFTConfig):
+    """Refuses rows that this student cannot have written, or that would be cut."""
+    missing = {"prompt_ids", "completion_ids", "completion"} - set(rows.column_names)
+    if missing:
+        raise ValueError(
+            f"{args.warmup_data} has no column {', '.join(sorted(missing))}; give warmup_data the file that "
+            "recipes/build_warmup.py wrote."
+        )
+    for i, row in enumerate(rows.select(range(min(100, len(rows))))):
+        ids, text = row["completion_ids"], row["completion"]
+        # The end token is part of the ids and not of the text; a model may have several, of which the tokenizer knows one
+        if max(ids, default=0) >= vocabulary.size or text not in (vocabulary.decode(ids[:-1]), vocabulary.decode(ids)):
+            raise ValueError(
+                f"Row {i} of {args.warmup_data} does not fit the student's tokenizer: its token ids do not spell its text. "
+                "Build the warm-up data with this student, and with the same tags and add_call_tokens."
+            )
+    longest = max((len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows), default=0)
+    if args.max_length is not None and longest > args.max_length:
+        raise ValueError(
+            f"The longest row of {args.warmup_data} has {longest} tokens, more than max_length={args.max_length}; raise "
+            "max_length, or build the warm-up data with a smaller max_completion_length."
+        )
