@@ -1,0 +1,1 @@
+"""Who answers how well at what cost: methods, runner, statistics and report."""

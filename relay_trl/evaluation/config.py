@@ -1,0 +1,214 @@
+"""What an evaluation can be told: its fields, what the student's own relay config says for those left unset, its checks.
+
+Owns names, defaults and limits of options. A student that was trained to call carries a `relay_config.json` (see
+`hub.py`), so that it is asked as it was trained unless told otherwise.
+"""
+
+import copy
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..command import CallSyntax
+from ..engines.base import Engine, Sampling
+from ..hub import load_record
+from ..options import TeacherFields
+from ..prompts import PromptBuilder
+from ..redaction import redact
+from ..relay import RelayConfig
+from .answers import fingerprint, fingerprint_rows
+from .methods import load_methods
+
+FROM_STUDENT = {
+    "teacher": None,
+    "max_completion_length": 1024,
+    "max_calls": 5,
+    "max_call_tokens": None,
+    "teacher_temperature": 0.7,
+    "is_ended_by_teacher": True,
+    "prompt_template": "{problem}",
+    "system_prompt": None,
+    "is_chat": None,
+    "chat_template_kwargs": {"enable_thinking": False},
+    "answer_marker": None,
+    "open_tag": "<call>",
+    "close_tag": "</call>",
+}
+"""Fields that the student's relay config fills where they are unset, and what they are without one (5 calls and the
+teacher's temperature as in the paper's evaluation)."""
+
+# What no answer depends on, and the methods: more of them can be added to a run later.
+_NOT_SETTINGS = {
+    *("methods", "output_dir", "data_dir", "max_in_flight", "training_logs", "pages_answers", "grading_time_limit_s"),
+    *("teacher_timeout_s", "teacher_retries", "teacher_concurrency"),
+}
+_AT_LEAST_ONE = (
+    *("size", "samples", "max_completion_length", "max_prompt_length", "max_call_tokens", "max_in_flight"),
+    *("teacher_concurrency", "pages_answers"),
+)
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig(TeacherFields):
+    """Who is evaluated on what, and how. Fields marked *from the student* take the value of the student's
+    `relay_config.json` where they are unset, else the default given here.
+
+    Args:
+        student (`str`): a folder or a Hub id.
+        benchmark (`str`): a registered set (see `data/sources.py`), `"arithmetic"`, a file, or a Hub dataset.
+        teacher (`str`, *optional*, from the student), other `teacher_` fields: see [`~relay_trl.options.TeacherFields`].
+        methods (`list[str]`, defaults to `student relay teacher`): of `student`, `teacher`, `relay`, `relay_no_teacher`
+            and `fixed_n` (`fixed_4`: every call gets 4 tokens).
+        data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
+        split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
+        size (`int`, *optional*): problems to ask, chosen by `seed`; `None` asks all.
+        problem_column, answer_column (`str`): of a file or Hub dataset.
+        seed (`int`, defaults to `0`): of the choice of problems and of every rollout.
+        samples (`int`, defaults to `1`): answers per problem and method; the accuracy is their mean.
+        temperature (`float`, defaults to `0.7`), top_p (`float`, defaults to `1.0`): of the student.
+        teacher_temperature (`float`, defaults to `0.7`, from the student).
+        max_completion_length (`int`, defaults to `1024`, from the student): tokens of a completion, all included.
+        max_prompt_length (`int`, *optional*): most tokens of a prompt; `None`: what the models' contexts leave.
+        skip_long_prompts (`bool`, defaults to `False`): leave rows with longer prompts out instead of stopping.
+        max_calls (`int`, defaults to `5`, from the student), max_call_tokens (`int`, *optional*, from the student).
+        is_ended_by_teacher (`bool`, defaults to `True`, from the student): a teacher's end is the answer's end.
+        prompt_template (`str`), system_prompt (`str`), is_chat (`bool`), chat_template_kwargs (`dict`),
+            answer_marker (`str`), open_tag (`str`), close_tag (`str`): from the student; see [`RelayRecord`].
+        student_backend (`str`, defaults to `"auto"`): `auto`, `transformers` or `vllm`.
+        dtype (`str`, *optional*): of both models; `None`: the checkpoints'.
+        max_in_flight (`int`, defaults to `256`): rollouts at a time.
+        grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
+        training_logs (`list[str]`, *optional*): trainers' output folders whose curves are plotted; `None` takes the
+            student's, if it has a `trainer_state.json`.
+        pages_answers (`int`, defaults to `1500`): most answers on the page of rollouts.
+        output_dir (`str`, defaults to `"runs/evaluation"`): gets `answers.jsonl`, tables, plots and the page. A run
+            that was killed goes on there.
+
+    Raises:
+        ValueError: a field is out of its range, or a method is unknown.
+    """
+
+    student: str = field(metadata={"help": "Folder or Hub id of the student."})
+    benchmark: str = field(metadata={"help": "Registered set, 'arithmetic', a .jsonl/.csv/.parquet file, Hub dataset."})
+    methods: list[str] = field(
+        default_factory=lambda: ["student", "relay", "teacher"],
+        metadata={"help": "Of student, teacher, relay, relay_no_teacher, fixed_n."},
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with local copies of registered sets."})
+    split: str | None = field(default=None, metadata={"help": "Split of a Hub dataset or of 'arithmetic'."})
+    size: int | None = field(default=None, metadata={"help": "Problems to ask (default: all)."})
+    problem_column: str = field(default="problem", metadata={"help": "Column of the problem."})
+    answer_column: str = field(default="answer", metadata={"help": "Column of the gold answer."})
+    seed: int = field(default=0, metadata={"help": "Of the choice of problems and of every rollout."})
+    samples: int = field(default=1, metadata={"help": "Answers per problem and method."})
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the student; 0 is greedy."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the student."})
+    teacher_temperature: float | None = field(default=None, metadata={"help": "Sampling temperature of the teacher."})
+    max_completion_length: int | None = field(default=None, metadata={"help": "Tokens of a completion."})
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of a prompt."})
+    skip_long_prompts: bool = field(default=False, metadata={"help": "Leave out rows with longer prompts."})
+    max_calls: int | None = field(default=None, metadata={"help": "Answered calls per rollout."})
+    max_call_tokens: int | None = field(default=None, metadata={"help": "Most tokens of one answer of the teacher."})
+    is_ended_by_teacher: bool | None = field(default=None, metadata={"help": "A teacher's end ends the rollout."})
+    prompt_template: str | None = field(default=None, metadata={"help": "The user's turn; {problem} is filled in."})
+    system_prompt: str | None = field(default=None, metadata={"help": "A system turn."})
+    is_chat: bool | None = field(default=None, metadata={"help": "Use the chat template."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON, for the template."}
+    )
+    answer_marker: str | None = field(default=None, metadata={"help": "What precedes the answer (default: \\boxed{})."})
+    open_tag: str | None = field(default=None, metadata={"help": "Begins a command."})
+    close_tag: str | None = field(default=None, metadata={"help": "Ends a command."})
+    student_backend: str = field(default="auto", metadata={"help": "auto, transformers or vllm."})
+    dtype: str | None = field(default=None, metadata={"help": "Of both models (default: the checkpoints')."})
+    max_in_flight: int = field(default=256, metadata={"help": "Rollouts at a time."})
+    grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
+    training_logs: list[str] | None = field(default=None, metadata={"help": "Trainers' output folders, to be plotted."})
+    pages_answers: int = field(default=1500, metadata={"help": "Most answers on the page of rollouts."})
+    output_dir: str = field(default="runs/evaluation", metadata={"help": "Gets the answers, tables, plots and page."})
+
+    def __post_init__(self):
+        if isinstance(self.methods, str):
+            self.methods = [self.methods]
+        load_methods(self.methods)
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"chat_template_kwargs is {self.chat_template_kwargs!r}; it must be JSON.") from error
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        self.check_teacher()
+        known = ("auto", "transformers", "vllm")
+        if self.student_backend not in known:
+            raise ValueError(f"student_backend is {self.student_backend!r}; it must be one of {', '.join(known)}.")
+        if "://" in self.student:
+            raise ValueError("student is a URL; a student's token ids are needed, so give a folder or a Hub id.")
+        self._filled(FROM_STUDENT)
+
+    def with_student_defaults(self) -> "EvaluationConfig":
+        """A copy whose unset fields are as the student was trained, or have their defaults where it has no relay config.
+
+        Raises:
+            ValueError: there is no such student, its relay config is broken, or a method asks a teacher and none is known.
+        """
+        record = load_record(self.student)
+        config = self._filled({name: getattr(record, name) for name in FROM_STUDENT} if record else FROM_STUDENT)
+        lonely = [method.name for method in load_methods(self.methods) if method.has_teacher]
+        if lonely and config.teacher is None:
+            raise ValueError(
+                f"The methods {', '.join(lonely)} ask a teacher, but teacher is not set and {self.student} names none in "
+                "a relay_config.json; set teacher to a folder, a Hub id or a URL."
+            )
+        return config
+
+    def _filled(self, values: dict[str, Any]) -> "EvaluationConfig":
+        filled = copy.copy(self)
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                setattr(filled, name, value)
+        filled.relay_config()  # refuses what makes no relay
+        return filled
+
+    def relay_config(self) -> RelayConfig:
+        """The rules of the rollouts. Needs the config of [`~EvaluationConfig.with_student_defaults`]."""
+        filled = {name: getattr(self, name) for name in FROM_STUDENT}
+        return RelayConfig(
+            max_completion_tokens=filled["max_completion_length"],
+            syntax=CallSyntax(filled["open_tag"], filled["close_tag"]),
+            max_calls=filled["max_calls"],
+            max_call_tokens=filled["max_call_tokens"],
+            is_ended_by_teacher=filled["is_ended_by_teacher"],
+            student=Sampling(self.temperature, self.top_p),
+            teacher=Sampling(filled["teacher_temperature"], self.teacher_top_p),
+        )
+
+    def prompt_builder(self, student: Engine, teacher: Engine | None) -> PromptBuilder:
+        """Prompts for both models. Needs the config of [`~EvaluationConfig.with_student_defaults`]."""
+        filled = {name: getattr(self, name) for name in FROM_STUDENT}
+        return PromptBuilder(
+            student.vocabulary.tokenizer if student.vocabulary else None,
+            teacher,
+            template=filled["prompt_template"],
+            system=filled["system_prompt"],
+            is_chat=filled["is_chat"],
+            chat_template_kwargs=filled["chat_template_kwargs"],
+        )
+
+    def student_options(self) -> dict[str, Any]:
+        """How the student's engine is loaded; see [`~relay_trl.engines.loading.load_engine`]."""
+        return {"backend": self.student_backend, **({"dtype": self.dtype} if self.dtype else {})}
+
+    def teacher_options(self) -> dict[str, Any]:
+        """How the teacher's engine is loaded, as in training."""
+        return {**super().teacher_options(), **({"dtype": self.dtype} if self.dtype else {})}
+
+    def settings(self, rows: list[dict]) -> dict:
+        """What the answers depend on, for [`AnswerFile`]. Needs the config of
+        [`~EvaluationConfig.with_student_defaults`].
+        """
+        kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
+        weights = {"student_weights": fingerprint(self.student), "teacher_weights": fingerprint(self.teacher or "")}
+        return redact({**kept, **weights, "problems": fingerprint_rows(rows)})

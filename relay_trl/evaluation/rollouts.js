@@ -1,0 +1,29 @@
+const form = document.querySelector(".filters");
+const problems = [...document.querySelectorAll(".problem")];
+const nothing = document.querySelector(".nothing");
+
+function apply() {
+  const wanted = Object.fromEntries(new FormData(form));
+  const fits = (name, value) => !wanted[name] || wanted[name] === value;
+  let shown = 0;
+  let total = 0;
+  for (const problem of problems) {
+    const isKind = fits("kind", problem.dataset.kind);
+    let inside = 0;
+    for (const article of problem.querySelectorAll("article")) {
+      const { method, verdict, called } = article.dataset;
+      const isShown = isKind && fits("method", method) && fits("verdict", verdict) && fits("called", called);
+      article.hidden = !isShown;
+      inside += isShown;
+      total += 1;
+    }
+    problem.hidden = inside === 0;
+    shown += inside;
+  }
+  form.querySelector("output").value = `${shown} of ${total} answers`;
+  nothing.hidden = shown > 0;
+}
+
+form.addEventListener("change", apply);
+form.addEventListener("submit", (event) => event.preventDefault());
+apply();

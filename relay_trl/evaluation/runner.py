@@ -1,0 +1,269 @@
+"""Asks every problem by every method, many at a time, grades the answers and writes each one down at once.
+
+Owns seeds, concurrency, progress and what is asked again after a run was killed. What a method is, is `methods.py`'s
+business; the file is `answers.py`'s; engines batch what is in flight.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ..data.sources import drop_overlong
+from ..engines.base import Engine
+from ..grading import Grader
+from ..prompts import PromptBuilder
+from ..relay import RelayConfig, RelayPrompt
+from .answers import Answer, AnswerFile
+from .methods import Method
+
+logger = logging.getLogger(__name__)
+
+_GRADED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Problems:
+    """The rows of a benchmark with both models' prompts.
+
+    Args:
+        benchmark (`str`): its name in the answers.
+        rows (`list[dict]`): with `prompt`, `answer` and perhaps `kind`.
+        prompts (`list[RelayPrompt]`): one per row.
+    """
+
+    benchmark: str
+    rows: list[dict]
+    prompts: list[RelayPrompt]
+
+
+def build_problems(
+    benchmark: str,
+    rows: list[dict],
+    builder: PromptBuilder,
+    student: Engine,
+    max_prompt_tokens: int | None = None,
+    max_completion_tokens: int = 0,
+    is_skipping: bool = False,
+) -> Problems:
+    """Renders the prompts and refuses those that do not fit, before anything is asked.
+
+    Args:
+        max_prompt_tokens (`int`, *optional*): budget of both models' prompts; `None` leaves it to the models' contexts.
+        max_completion_tokens (`int`, defaults to `0`): what a prompt must leave free in a model's context.
+        is_skipping (`bool`, defaults to `False`): whether rows that do not fit are left out instead of refused.
+
+    Raises:
+        ValueError: a prompt does not fit.
+    """
+    rows = [{**row, "_prompt": builder.build(row["prompt"])} for row in rows]
+    for engine, ids_of in ((student, _student_ids), (builder.teacher, _teacher_ids)):
+        if engine is None:
+            continue
+        room = None if engine.max_context is None else engine.max_context - max_completion_tokens
+        if room is not None and room < 1:
+            raise ValueError(
+                f"max_completion_length is {max_completion_tokens}, but {engine.name} has room for {engine.max_context} "
+                "tokens of prompt and completion together; lower max_completion_length."
+            )
+        budget = min((limit for limit in (max_prompt_tokens, room) if limit is not None), default=None)
+        if budget is not None:
+            rows = drop_overlong(rows, [len(ids_of(row["_prompt"])) for row in rows], budget, benchmark, is_skipping)
+    return Problems(benchmark, rows, [row.pop("_prompt") for row in rows])
+
+
+def _student_ids(prompt: RelayPrompt) -> list[int]:
+    return prompt.student
+
+
+def _teacher_ids(prompt: RelayPrompt) -> list[int]:
+    # A text or a chat has no length that is known here; the server of such a teacher refuses what is too long.
+    context = prompt.teacher if isinstance(prompt.teacher, list) else []
+    return [token for token in context if isinstance(token, int)]
+
+
+def answer_seed(seed: int, benchmark: str, index: int, sample: int) -> int:
+    """The seed of one answer: the same whatever else is asked, and for every method, so that methods are compared on
+    the same draws.
+    """
+    text = f"{seed}/{benchmark}/{index}/{sample}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def evaluate(
+    methods: Sequence[Method],
+    problems: Problems,
+    student: Engine,
+    teacher: Engine | None,
+    config: RelayConfig,
+    grader: Grader,
+    answers: AnswerFile,
+    samples: int = 1,
+    seed: int = 0,
+    max_in_flight: int = 256,
+    has_progress: bool = True,
+) -> None:
+    """Fills `answers` with what is still missing in it.
+
+    Args:
+        methods (`Sequence[Method]`): who answers, one after the other; their rollouts overlap.
+        problems ([`Problems`]).
+        student ([`Engine`]), teacher ([`Engine`], *optional*).
+        config ([`RelayConfig`]): the rules for all methods.
+        grader ([`Grader`]).
+        answers ([`AnswerFile`]): answers that it holds are not asked again; rollouts whose teacher failed are.
+        samples (`int`, defaults to `1`): answers per problem and method.
+        seed (`int`, defaults to `0`).
+        max_in_flight (`int`, defaults to `256`): rollouts at a time.
+        has_progress (`bool`, defaults to `True`): whether to draw a bar per method on standard error.
+
+    Raises:
+        EngineError: the student failed. What was answered before is in the file.
+        ValueError: a method asks the teacher and there is none.
+    """
+    lonely = [method.name for method in methods if method.has_teacher and teacher is None]
+    if lonely:
+        raise ValueError(f"The methods {', '.join(lonely)} ask the teacher, but there is none; set `teacher`.")
+    jobs = [
+        _Job(method, index, sample)
+        for method in methods
+        for sample in range(samples)
+        for index in range(len(problems.rows))
+        if (method.name, problems.benchmark, index, sample) not in answers.done
+    ]
+    total = len(methods) * samples * len(problems.rows)
+    if len(jobs) < total:
+        logger.warning(f"{answers.path}: {total - len(jobs)} of {total} answers are there already and are kept.")
+    board = _Board(methods, samples * len(problems.rows), jobs, is_shown=has_progress)
+
+    async def ask(job: _Job) -> Answer:
+        row = problems.rows[job.index]
+        rollout_seed = answer_seed(seed, problems.benchmark, job.index, job.sample)
+        trace = await job.method.answer(problems.prompts[job.index], student, teacher, config, rollout_seed)
+        place = (job.method.name, problems.benchmark, job.index, job.sample)
+        return Answer(*place, row["prompt"], row["answer"], None, row.get("kind"), trace)
+
+    async def ask_all():
+        try:
+            await _ask_all(iter(jobs), ask, _Sink(grader, answers, board), min(max_in_flight, len(jobs)))
+        finally:
+            for engine in (student, teacher):
+                # Engines with connections close them; those in this process have none.
+                close = getattr(engine, "aclose", None)
+                if close is not None:
+                    await close()
+
+    with board.progress:
+        asyncio.run(ask_all())
+
+
+@dataclass(frozen=True)
+class _Job:
+    method: Method
+    index: int
+    sample: int
+
+
+async def _ask_all(jobs: Iterator[_Job], ask, sink: "_Sink", workers: int) -> None:
+    finished: asyncio.Queue[Answer | None] = asyncio.Queue()
+
+    async def work():
+        for job in jobs:
+            finished.put_nowait(await ask(job))
+
+    async def write():
+        is_open = True
+        while is_open:
+            batch = [await finished.get()]
+            while not finished.empty() and len(batch) < _GRADED_AT_ONCE:
+                batch.append(finished.get_nowait())
+            is_open = None not in batch
+            # In a thread: grading must not hold up the engines' loop.
+            await asyncio.to_thread(sink.take, [answer for answer in batch if answer is not None])
+
+    writer = asyncio.create_task(write())
+    tasks = [asyncio.create_task(work()) for _ in range(workers)]
+    try:
+        # The writer is watched too: a full disk must not leave the workers running for nothing.
+        waiting = {*tasks}
+        while waiting:
+            done, waiting = await asyncio.wait({*waiting, writer}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.discard(writer)
+            for task in done:
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        finished.put_nowait(None)
+        await writer
+
+
+class _Sink:
+    """Grades answers and writes them down. Rollouts whose teacher failed get no verdict."""
+
+    def __init__(self, grader: Grader, answers: AnswerFile, board: "_Board"):
+        self._grader, self._answers, self._board = grader, answers, board
+
+    def take(self, batch: list[Answer]) -> None:
+        graded = [answer for answer in batch if not answer.trace.has_failed]
+        verdicts = self._grader.grade([answer.trace.answer for answer in graded], [answer.gold for answer in graded])
+        for answer, verdict in zip(graded, verdicts, strict=True):
+            answer.correct = verdict
+        for answer in batch:
+            self._answers.add(answer)
+            self._board.count(answer)
+
+
+@dataclass
+class _Tally:
+    task: TaskID
+    answers: int = 0
+    correct: int = 0
+    teacher_share: float = 0.0
+    failures: int = 0
+
+
+@dataclass
+class _Board:
+    """One progress bar per method, with accuracy and rho of what was answered in this run."""
+
+    methods: Sequence[Method]
+    total: int
+    jobs: list[_Job]
+    is_shown: bool
+    progress: Progress = field(init=False)
+
+    def __post_init__(self):
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not self.is_shown or not console.is_terminal,
+        )
+        self._tallies = {}
+        for method in self.methods:
+            left = sum(job.method is method for job in self.jobs)
+            task = self.progress.add_task(method.name, total=self.total, completed=self.total - left, note="")
+            self._tallies[method.name] = _Tally(task)
+
+    def count(self, answer: Answer) -> None:
+        tally = self._tallies[answer.method]
+        if answer.correct is None:
+            tally.failures += 1
+        else:
+            tally.answers += 1
+            tally.correct += answer.correct
+            tally.teacher_share += answer.trace.teacher_share
+        shares = (tally.correct / tally.answers, tally.teacher_share / tally.answers) if tally.answers else (0.0, 0.0)
+        failed = f", {tally.failures} teacher failures" if tally.failures else ""
+        note = f"accuracy {shares[0]:.3f}, teacher {shares[1]:.3f}{failed}"
+        self.progress.update(tally.task, advance=1, note=note)
