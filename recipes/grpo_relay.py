@@ -1,0 +1,64 @@
+"""GRPO over relayed rollouts: teaches the student when to call, and for how long.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo_relay.py \
+        --config recipes/configs/arithmetic/grpo_relay.yaml
+"""
+
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from relay_trl.cli import RecipeParser, check_context, check_model, model_kwargs, run
+from relay_trl.data.sources import drop_overlong, drop_ungradable
+from relay_trl.engines.loading import load_engine
+from relay_trl.grading import Grader
+from relay_trl.options import DataConfig
+from relay_trl.prompts import PromptBuilder
+from relay_trl.training import RelayGRPOConfig
+
+
+def main():
+    data, config, model_config = RecipeParser((DataConfig, RelayGRPOConfig, ModelConfig)).parse()
+    student, revision = model_config.model_name_or_path, model_config.model_revision
+    check_model(student, "model_name_or_path", revision)
+    if config.teacher and "://" not in config.teacher:
+        check_model(config.teacher, "teacher")
+
+    rows, validation = data.load_with_validation()
+    with Grader(config.answer_marker, config.grading_time_limit_s) as grader:
+        rows = drop_ungradable(rows, grader, data.dataset)
+        validation = drop_ungradable(validation, grader, data.validation or data.dataset)
+    tokenizer = AutoTokenizer.from_pretrained(student, revision=revision, trust_remote_code=config.trust_remote_code)
+    builder = PromptBuilder(tokenizer, **config.prompt_options())
+    for name, part in (("training rows", rows), ("validation rows", validation)):
+        lengths = [len(builder.student_ids(row["prompt"])) for row in part]
+        part[:] = drop_overlong(part, lengths, config.max_prompt_length, name, config.skip_long_prompts)
+        longest = max(length for length in lengths if length <= config.max_prompt_length)
+        check_context(student, longest, config.max_completion_length, revision)
+
+    teacher = load_engine(config.teacher, **config.teacher_options()) if config.teacher else None
+
+    from relay_trl.training import RelayGRPOTrainer  # takes seconds: what is wrong so far is said without them
+
+    config.model_init_kwargs = {**model_kwargs(model_config, config), **(config.model_init_kwargs or {})}
+    trainer = RelayGRPOTrainer(
+        model=student,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(validation) if config.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        teacher=teacher,
+        peft_config=get_peft_config(model_config),
+        quantization_config=get_quantization_config(model_config),
+    )
+    trainer.training_set = data.dataset
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+
+    trainer.save_model(config.output_dir)
+    trainer.save_state()
+    if config.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,60 @@
+"""Supervised warm-up: teaches the student the syntax of a call.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/sft_warmup.py \
+        --config recipes/configs/arithmetic/sft_warmup.yaml
+"""
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from relay_trl.cli import RecipeParser, check_file, check_model, model_kwargs, run
+from relay_trl.data.sources import read_file
+from relay_trl.training import RelaySFTConfig
+from relay_trl.training.call_tokens import add_call_tokens, grow_embeddings
+from relay_trl.vocabulary import Vocabulary
+
+
+def main():
+    config, model_config = RecipeParser((RelaySFTConfig, ModelConfig)).parse()
+
+    if (
+        config.add_call_tokens
+        and model_config.use_peft
+        and "embed_tokens" not in (model_config.lora_modules_to_save or ())
+    ):
+        raise ValueError(
+            "add_call_tokens with use_peft trains no rows for the new tokens; set lora_modules_to_save: [embed_tokens, "
+            "lm_head] ([embed_tokens] for a model that ties the two), or leave the tags plain text."
+        )
+    student, revision = model_config.model_name_or_path, model_config.model_revision
+    check_model(student, "model_name_or_path", revision)
+    rows = read_file("json", check_file(config.warmup_data, "warmup_data"))
+    tokenizer = AutoTokenizer.from_pretrained(student, revision=revision, trust_remote_code=config.trust_remote_code)
+    num_new = add_call_tokens(tokenizer, config.syntax) if config.add_call_tokens else 0
+
+    from relay_trl.training.sft import RelaySFTTrainer, check_rows  # takes seconds
+
+    check_rows(rows, Vocabulary(tokenizer), config)
+
+    model = AutoModelForCausalLM.from_pretrained(
+        student, quantization_config=get_quantization_config(model_config), **model_kwargs(model_config, config)
+    )
+    grow_embeddings(model, tokenizer, num_new, config.seed)
+
+    trainer = RelaySFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_config),
+    )
+    trainer.training_set = config.warmup_data
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+
+    trainer.save_model(config.output_dir)
+    if config.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,128 @@
+"""What all recipes do with their command line: one YAML, unknown keys refused, and one sentence for what goes wrong."""
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import yaml
+from trl import TrlParser
+
+from .engines.base import EngineError
+
+EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError)
+"""Errors that a user can mend; they reach the terminal as one sentence."""
+
+
+class RecipeParser(TrlParser):
+    """[`~trl.TrlParser`] that names the nearest known keys of an unknown one."""
+
+    def parse(self, args: list[str] | None = None) -> tuple:
+        """The dataclasses, filled from `--config file.yaml` and the command line (which wins)."""
+        args = list(sys.argv[1:] if args is None else args)
+        for i, arg in enumerate(args):
+            path = args[i + 1] if arg == "--config" and i + 1 < len(args) else arg.partition("--config=")[2]
+            if path and not os.path.isfile(path):
+                raise FileNotFoundError(f"The config file {path} does not exist.")
+        args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        try:
+            *filled, rest = self.parse_args_and_config(args=args, return_remaining_strings=True)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The config file is no valid YAML: {error}") from error
+        unknown = [word.lstrip("-").partition("=")[0] for word in rest if word.startswith("--")] or rest
+        if unknown:
+            known = sorted({action.dest for action in self._actions})
+            near = {key: difflib.get_close_matches(key, known, 1) for key in unknown}
+            hints = "; ".join(f"{k!r}" + (f" (did you mean {n[0]!r}?)" if n else "") for k, n in near.items())
+            raise ValueError(f"Unknown option {hints}. Run with --help for all options.")
+        check_launch(filled)
+        return tuple(filled)
+
+    def error(self, message: str):
+        """What argparse found wrong, without the hundreds of lines of usage that it would print."""
+        raise ValueError(f"{message[:1].upper()}{message[1:]}. Run with --help for all options.")
+
+
+def check_launch(configs: Iterable[object]):
+    """Refuses a launch whose processes do not know of one another: each would train alone, as rank 0, without a word."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    for config in configs:
+        known = getattr(config, "world_size", launched)
+        if known != launched:
+            raise ValueError(
+                f"{launched} processes were launched, but each sees {known}. On CPUs set use_cpu: true in the recipe's YAML "
+                "(with DeepSpeed: ddp_backend: gloo instead), or launch with --num_processes 1."
+            )
+
+
+def check_file(path: str, what: str) -> str:
+    """`path`, if there is such a file."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{what}: the file {path} does not exist.")
+    return path
+
+
+def check_model(path: str | None, what: str, revision: str | None = None) -> str:
+    """`path`, if it is a folder with a model, or a model on the Hub; looks at its config only."""
+    if not path:
+        raise ValueError(f"{what} is not set; give a folder with a model or a Hub id.")
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        if not os.path.isfile(os.path.join(path, "adapter_config.json")):
+            raise FileNotFoundError(f"{what}: the folder {path} has no config.json, so there is no model in it.")
+        return path
+    try:
+        _config_of(path, revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{what}: {path!r} is neither a folder with a model nor a model that can be had from the Hub ({reason})"
+        ) from error
+    return path
+
+
+def check_context(path: str, prompt_tokens: int, completion_tokens: int, revision: str | None = None):
+    """Refuses a completion budget that the model at `path` has no room for behind a prompt of `prompt_tokens`."""
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        return  # an adapter, whose base model is known only when it is loaded
+    config = _config_of(path, revision)
+    room = (config.get("text_config") or config).get("max_position_embeddings")
+    if room is not None and prompt_tokens + completion_tokens > room:
+        raise ValueError(
+            f"{path} has room for {room} tokens, but the longest prompt ({prompt_tokens} tokens) and "
+            f"max_completion_length={completion_tokens} need {prompt_tokens + completion_tokens}; lower "
+            "max_completion_length."
+        )
+
+
+def _config_of(path: str, revision: str | None) -> dict[str, Any]:
+    from transformers import PreTrainedConfig
+
+    return PreTrainedConfig.get_config_dict(path, revision=revision)[0]  # runs no code of the model's repository
+
+
+def model_kwargs(model_config, config) -> dict[str, Any]:
+    """What `from_pretrained` takes of TRL's [`~trl.ModelConfig`]."""
+    return {
+        "revision": model_config.model_revision,
+        "dtype": model_config.dtype,
+        "attn_implementation": model_config.attn_implementation,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def run(main: Callable[[], None]):
+    """Runs a recipe's `main`; an expected error becomes one sentence on stderr and exit status 1.
+
+    Set RELAY_TRL_TRACEBACK=1 to see where it came from.
+    """
+    try:
+        main()
+    except EXPECTED as error:
+        if os.environ.get("RELAY_TRL_TRACEBACK") == "1":
+            traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        where = f"[rank {rank}] " if rank != "0" else ""
+        print(f"{where}error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr, flush=True)
+        sys.exit(1)

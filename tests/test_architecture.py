@@ -1,0 +1,135 @@
+"""The house rules a machine can hold: which way imports go, what stays free of torch, how long a module may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted((ROOT / "relay_trl").rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
+
+# Tiers, highest first: a module imports from its own tier and those below. A module that stands directly in relay_trl/
+# and is not named here belongs to the tier of relay.py.
+TIERS = [
+    {"recipes"},
+    {"training", "evaluation", "serving", "data", "options", "hub", "cli"},
+    {"relay", "rewards", "grading", "prompts"},
+    {"engines"},
+    {"vocabulary", "command", "trace", "redaction"},
+]
+DEFAULT_TIER = 2
+# Training, evaluation and serving stand side by side in the second tier and share only these.
+SHARED = {"data", "options", "hub", "cli"}
+
+# These describe a rollout and must be usable by a server or a notebook that has no torch.
+LIGHT_MODULES = ["command", "trace", "vocabulary", "relay"]
+HEAVY_LIBRARIES = {"torch", "trl", "vllm", "transformers", "accelerate", "datasets", "peft"}
+
+MAX_MODULE_LINES = 300
+MAX_RECIPE_LINES = 100
+
+
+def name_of(path: Path) -> str:
+    """`relay_trl/engines/base.py` -> `relay_trl.engines.base`; a package's `__init__.py` has the package's name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The room a dotted module name belongs to; the empty string for `relay_trl` itself."""
+    first, _, rest = module.partition(".")
+    return "recipes" if first == "recipes" else rest.split(".")[0]
+
+
+def tier_of(room: str) -> int:
+    return next((number for number, rooms in enumerate(TIERS) if room in rooms), DEFAULT_TIER)
+
+
+def imports_of(source: str, module: str, is_package: bool = False) -> set[str]:
+    """The project's modules that `source` imports, wherever it does: at the top, in a function, for types only."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parts = parts[: len(parts) - node.level + is_package]
+                base = ".".join(parts + ([base] if base else []))
+            # In `from relay_trl import relay` the module is the last word.
+            found.update(f"{base}.{alias.name}" if base in ("relay_trl", "recipes") else base for alias in node.names)
+    return {name for name in found if name.split(".")[0] in ("relay_trl", "recipes")}
+
+
+def wrong_arrows(source: str, module: str, is_package: bool = False) -> list[str]:
+    here = room_of(module)
+    if not here:  # relay_trl/__init__.py is the front door and may show what is behind it
+        return []
+    wrong = []
+    for imported in sorted(imports_of(source, module, is_package)):
+        there = room_of(imported)
+        is_upward = there != "" and tier_of(there) < tier_of(here)
+        is_sideways = tier_of(here) == tier_of(there) == 1 and there not in SHARED | {here}
+        if not there.startswith("_") and (is_upward or is_sideways):
+            wrong.append(f"{module} imports {imported}")
+    return wrong
+
+
+def test_imports_go_one_way():
+    wrong = [
+        arrow
+        for path in PACKAGE + RECIPES
+        for arrow in wrong_arrows(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
+    ]
+    assert not wrong, "against the arrows:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "is_wrong"),
+    [
+        ("relay_trl.relay", "from relay_trl.engines.base import Engine", False),
+        ("relay_trl.relay", "from relay_trl.training.config import RelayConfig", True),
+        ("relay_trl.relay", "from .training import RelayConfig", True),
+        ("relay_trl.trace", "from relay_trl import relay", True),
+        ("relay_trl.trace", "def f():\n    import relay_trl.rewards", True),
+        ("relay_trl.engines.vllm", "from ..relay import relay", True),
+        ("relay_trl.engines.vllm", "from .base import Engine", False),
+        ("relay_trl.training.trainer", "from recipes.common import main", True),
+        ("relay_trl.training.trainer", "from relay_trl.evaluation import runner", True),
+        ("relay_trl.training.trainer", "from relay_trl.data import sources", False),
+        ("relay_trl.training.trainer", "from .. import hub", False),
+        ("relay_trl.prompts", "from .options import PromptFields", True),
+        ("relay_trl.hub", "from .training import RelayGRPOTrainer", True),
+        ("relay_trl.data.warmup", "from relay_trl.training.config import RelayConfig", True),
+        ("relay_trl.something_new", "from relay_trl.serving import server", True),
+        ("relay_trl.training.hub", "from relay_trl import __version__", False),
+        ("recipes.evaluate", "from relay_trl.evaluation import runner", False),
+    ],
+)
+def test_the_arrows_are_seen(module, source, is_wrong):
+    assert bool(wrong_arrows(source, module)) == is_wrong
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_the_core_loads_no_heavy_library(module):
+    if not (ROOT / "relay_trl" / f"{module}.py").exists():
+        pytest.skip(f"there is no relay_trl/{module}.py")
+    code = f"import sys, relay_trl.{module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    loaded = sorted(HEAVY_LIBRARIES & set(run.stdout.split()))
+    assert not loaded, f"importing relay_trl.{module} loads {loaded}"
+
+
+@pytest.mark.parametrize("path", PACKAGE + RECIPES, ids=name_of)
+def test_modules_are_short_and_say_what_they_own(path):
+    source = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(source)), (
+        "a module opens with a docstring: what it owns, what it leaves to others"
+    )
+    limit = MAX_RECIPE_LINES if path in RECIPES else MAX_MODULE_LINES
+    assert len(source.splitlines()) <= limit, f"at most {limit} lines: split it by what it owns"
