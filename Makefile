@@ -71,11 +71,11 @@ quickstart: $(BASE)  ## train the small arithmetic pair and print the results ta
 test: $(ALL)  ## ruff, the fast suite, then the tests with engines and several processes
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PYTEST) -m "not ($(MARKED))"
+	$(PYTEST) -n auto -m "not ($(MARKED))"
 	$(PYTEST) -m "$(MARKED)"
 
-test-fast: $(ALL)  ## no engine, one process: a minute or two
-	$(PYTEST) -m "not ($(MARKED))"
+test-fast: $(ALL)  ## no engine, no second rank: about a minute
+	$(PYTEST) -n auto -m "not ($(MARKED))"
 
 test-vllm: $(ALL)  ## the tests with a real vLLM engine
 	$(PYTEST) -m vllm

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 accelerator = Accelerator()
 total = accelerator.reduce(torch.tensor(accelerator.process_index + 1.0)).item()
 print(f"[{accelerator.device.type} {accelerator.num_processes} {total}]", flush=True)
+accelerator.end_training()  # as recipes do (`cli.run`): a gloo thread left to the end of the process may abort it
 """
 
 # A DeepSpeed engine of one linear layer takes a step on different data in each process.
@@ -42,6 +43,7 @@ stage = model.zero_optimization_stage()
 outputs = model(torch.ones_like(rows)).detach().float()
 is_equal = bool(torch.equal(*accelerator.gather(outputs)))
 print(f"[{accelerator.num_processes} {stage} {is_equal}]", flush=True)
+accelerator.end_training()
 """
 
 

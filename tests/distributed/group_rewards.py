@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import trainers_for_tests  # noqa: E402
@@ -89,6 +91,8 @@ def main(folder, student):
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     found = {name: run(folder, name, num_processes) for name in RUNS}
     (Path(folder) / f"rank_{rank}_of_{num_processes}.json").write_text(json.dumps(found))
+    if num_processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
