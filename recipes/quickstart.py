@@ -32,8 +32,9 @@ def stage(title: str, result: Path, recipe: str, config: str, is_training: bool 
     command = [sys.executable, *(LAUNCH if is_training else []), f"recipes/{recipe}.py", "--config"]
     lists = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
     given = [str(word) for name, values in lists.items() for word in (f"--{name}", *values)]
-    # Decoding so small a model is faster on one thread; training is not, and accelerate picks its threads itself
-    env = os.environ if is_training else {"OMP_NUM_THREADS": "1", **os.environ}
+    # Threads that wait must not spin: beside other work on the machine that makes a step ten times as long. Decoding so
+    # small a model is faster on one thread; training is not, and accelerate picks its threads itself
+    env = {"OMP_WAIT_POLICY": "PASSIVE", **({} if is_training else {"OMP_NUM_THREADS": "1"}), **os.environ}
     if subprocess.run([*command, str(CONFIGS / f"{config}.yaml"), *given], env=env).returncode != 0:
         raise RuntimeError(f"The stage '{title}' failed; its error is above.")
     print(f"   {time.perf_counter() - started:.0f} s\n", flush=True)
