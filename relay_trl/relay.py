@@ -5,10 +5,12 @@ no batches: engines batch whatever is in flight.
 """
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
+from .call_bias import Piece, next_piece
 from .command import CallSyntax, Command, tokens_until
 from .engines.base import Context, Engine, EngineError, FinishReason, Generation, Sampling
 from .trace import Author, Call, Outcome, Span, StopReason, Trace
@@ -33,6 +35,9 @@ class RelayConfig:
         is_stopped_by_failure (`bool`, defaults to `True`): whether a teacher that fails ends the rollout with
             `StopReason.TEACHER_ERROR`; else the student goes on alone.
         student (`Sampling`), teacher (`Sampling`): how each draws its tokens. Their seeds are set per rollout.
+        call_bias (`float`, defaults to `0.0`): bias on the tokens with which the student begins a call, see
+            `call_bias.py`: below 0 it calls less often, above 0 more often (as long as calls are answered), at `-inf`
+            never. Not for training, which needs the student's own distribution.
     """
 
     max_completion_tokens: int = 1024
@@ -44,8 +49,11 @@ class RelayConfig:
     is_stopped_by_failure: bool = True
     student: Sampling = Sampling()
     teacher: Sampling = Sampling(temperature=0.7)
+    call_bias: float = 0.0
 
     def __post_init__(self):
+        if math.isnan(self.call_bias) or self.call_bias == math.inf:
+            raise ValueError(f"call_bias is {self.call_bias}; it must be a finite number, or -inf for no calls at all.")
         for name in ("max_completion_tokens", "max_call_tokens", "fixed_call_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -95,23 +103,33 @@ async def relay(
         left = config.max_completion_tokens - trace.num_tokens
         answered = sum(call.outcome is not Outcome.DENIED for call in trace.calls)
         is_open = teacher is not None and answered < config.max_calls
+        piece = _next_piece(trace, vocabulary, config, is_open)
+        asked = min(left, piece.max_tokens or left)
+        sampling = replace(config.student, seed=turn_seed(seed, turn))
+        if piece.logit_bias:
+            sampling = replace(sampling, logit_bias={**(sampling.logit_bias or {}), **piece.logit_bias})
         written = await student.generate(
-            prompt.student + trace.completion_ids,
-            max_tokens=left,
-            stop=(config.syntax.close_tag,) if is_open else (),
-            sampling=replace(config.student, seed=turn_seed(seed, turn)),
+            prompt.student + trace.completion_ids, max_tokens=asked, stop=piece.stop, sampling=sampling
         )
         turn += 1
         command = _add_student(trace, written, vocabulary, config.syntax)
         left -= len(written.ids or ())
         if written.finish is FinishReason.EOS:
             trace.stop = StopReason.EOS
-        elif left <= 0 or written.finish is FinishReason.LENGTH:
+        elif left <= 0 or (written.finish is FinishReason.LENGTH and len(written.ids or ()) < asked):
             trace.stop = StopReason.LENGTH
         elif command is not None and teacher is not None and is_open:
             await _ask_teacher(trace, prompt, vocabulary, teacher, config, left, turn_seed(seed, turn))
             turn += 1
     return trace
+
+
+def _next_piece(trace: Trace, vocabulary: Vocabulary, config: RelayConfig, is_open: bool) -> Piece:
+    """What the student is asked for next: all that is left, up to a call that is answered, unless its calls are biased."""
+    if config.call_bias < 0 or (config.call_bias > 0 and is_open):
+        is_going_on = bool(trace.spans) and trace.spans[-1].author is Author.STUDENT
+        return next_piece(config.call_bias, trace.spans[-1].text if is_going_on else "", config.syntax, vocabulary)
+    return Piece(stop=(config.syntax.close_tag,) if is_open else ())
 
 
 def _add_student(trace: Trace, written: Generation, vocabulary: Vocabulary, syntax: CallSyntax) -> Command | None:

@@ -167,8 +167,9 @@ def test_text_mode_sends_nothing_that_a_plain_server_lacks(server):
 
 
 def test_top_k_and_min_p_are_sent_when_set(server):
-    ask(OpenAIEngine(server.url), sampling=Sampling(top_k=20, min_p=0.1))
+    ask(OpenAIEngine(server.url), sampling=Sampling(top_k=20, min_p=0.1, logit_bias={5: 2.5, 7: -math.inf, 9: 1e6}))
     assert (server.requests[0]["top_k"], server.requests[0]["min_p"]) == (20, 0.1)
+    assert server.requests[0]["logit_bias"] == {"5": 2.5, "7": -100.0, "9": 100.0}
 
 
 def test_a_cut_answer_ends_with_length(server):

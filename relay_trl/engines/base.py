@@ -4,8 +4,9 @@ Owns the request and the answer of an engine and the asyncio front of engines th
 """
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
@@ -42,6 +43,9 @@ class Sampling:
         min_p (`float`, defaults to `0.0`): drop tokens below this share of the likeliest one's probability.
         seed (`int`, *optional*): the same seed and context give the same tokens, whatever else is in the batch. `None`
             leaves the choice to the engine.
+        logit_bias (`Mapping[int, float]`, *optional*): added to the logits of these token ids before anything else;
+            `-inf` bars a token. Log-probabilities are those of the biased distribution, as it is the one drawn from. A
+            server takes -100 for the lowest and 100 for the highest.
     """
 
     temperature: float = 1.0
@@ -49,8 +53,11 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
 
     def __post_init__(self):
+        if any(math.isnan(bias) or bias == math.inf for bias in (self.logit_bias or {}).values()):
+            raise ValueError("logit_bias has a value that is inf or not a number; give finite numbers or -inf.")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
             raise ValueError(
                 f"{self} is no sampling: temperature must be >= 0, top_p in (0, 1], top_k >= 0 and min_p in [0, 1]."

@@ -225,6 +225,10 @@ class OpenAIEngine:
             body["top_k"] = sampling.top_k
         if sampling.min_p:
             body["min_p"] = sampling.min_p
+        if sampling.logit_bias:
+            # JSON has no -inf; servers take -100 for a ban.
+            limited = {str(token): min(max(bias, -100.0), 100.0) for token, bias in sampling.logit_bias.items()}
+            body["logit_bias"] = limited
         if stop:
             body["stop"] = list(stop)
             if self.vocabulary is not None:

@@ -21,7 +21,7 @@ def draw(
         samplings (`list[Sampling]`), seeds (`list[int]`), positions (`list[int]`): one per row.
 
     Returns:
-        `tuple[list[int], list[float]]`: tokens, and their log-probabilities after temperature and filters.
+        `tuple[list[int], list[float]]`: tokens, and their log-probabilities after bias, temperature and filters.
     """
     device = logits.device
 
@@ -29,11 +29,19 @@ def draw(
         return torch.tensor(values, device=device)[:, None]
 
     is_greedy = column([s.temperature == 0 for s in samplings])
-    scores = logits / column([s.temperature or 1.0 for s in samplings])
+    scores = _biased(logits, samplings) / column([s.temperature or 1.0 for s in samplings])
     scores = _filter(scores, samplings, column).log_softmax(-1)
     noise = gumbel(column(seeds), column(positions), logits.shape[1])
     tokens = torch.where(is_greedy, scores, scores + noise).argmax(-1, keepdim=True)
     return tokens[:, 0].tolist(), scores.gather(1, tokens)[:, 0].tolist()
+
+
+def _biased(logits: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
+    biases = [(row, token, bias) for row, s in enumerate(samplings) for token, bias in (s.logit_bias or {}).items()]
+    if not biases:
+        return logits
+    rows, tokens, values = (torch.tensor(part, device=logits.device) for part in zip(*biases, strict=True))
+    return logits.index_put((rows, tokens), values.to(logits.dtype), accumulate=True)
 
 
 def _filter(scores: torch.Tensor, samplings: list[Sampling], column) -> torch.Tensor:

@@ -159,6 +159,7 @@ class VLLMEngine(SteppedEngine):
             detokenize=bool(stop),
             skip_special_tokens=False,
             logprobs=0 if self._needs_logprobs else None,
+            logit_bias=dict(sampling.logit_bias) if sampling.logit_bias else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         key = next(self._keys)

@@ -1,6 +1,7 @@
 """vLLM in this process and behind HTTP, with a tiny random model: exact ids, seeds, stop strings, and a whole relay."""
 
 import asyncio
+import math
 import os
 
 import pytest
@@ -219,6 +220,21 @@ def test_a_server_gives_a_student_its_logprobs(vllm_server, tiny_tokenizer, vllm
     [there] = sample(student, prompt_ids, [5], temperature=0.5)
     assert there.ids == here.ids
     assert there.logprobs == pytest.approx(here.logprobs, abs=1e-3)
+
+
+def test_a_bias_is_on_what_is_drawn_and_on_its_logprob(vllm_engine, vllm_server, tiny_tokenizer, prompt_ids):
+    student = load_engine(vllm_server, tokenizer=tiny_tokenizer, needs_logprobs=True)
+    [free] = sample(vllm_engine, prompt_ids, [0], max_tokens=1, temperature=0.0)
+    favourite = free.ids[0]
+    for engine in (vllm_engine, student):
+        raised = Sampling(temperature=0.0, logit_bias={favourite: 5.0})
+        barred = Sampling(seed=1, logit_bias={favourite: -math.inf})
+        requests = [engine.generate(prompt_ids, 1, (), sampling) for sampling in (raised, *[barred] * 20)]
+        first, *others = run(engine, *requests)
+        # exp(5) times the odds: what the model gave to all other tokens together is left over.
+        rest = (1 - math.exp(free.logprobs[0])) / math.exp(free.logprobs[0] + 5.0)
+        assert first.ids == free.ids and first.logprobs[0] == pytest.approx(-math.log1p(rest), abs=1e-3)
+        assert all(other.ids[0] != favourite for other in others)
 
 
 def test_a_server_reads_long_seeded_contexts(teacher, vllm_engine):
