@@ -112,6 +112,7 @@ async def relay(
             prompt.student + trace.completion_ids, max_tokens=asked, stop=piece.stop, sampling=sampling
         )
         turn += 1
+        trace.student_read.add(written.prompt_tokens, written.cached_tokens)
         command = _add_student(trace, written, vocabulary, config.syntax)
         left -= len(written.ids or ())
         if written.finish is FinishReason.EOS:
@@ -181,6 +182,7 @@ async def _ask_teacher(
     started = time.perf_counter()
     try:
         answer = await teacher.generate(context, call.granted, sampling=replace(config.teacher, seed=seed))
+        trace.teacher_read.add(answer.prompt_tokens, answer.cached_tokens)
         ids, is_ended = _teacher_ids(answer, vocabulary, teacher, tags, call.granted)
     except EngineError as error:
         call.outcome = Outcome.FAILED

@@ -80,6 +80,24 @@ class Call:
 
 
 @dataclass
+class Reading:
+    """What one model was given to read in a rollout, over all its answered requests, by its engine's own count.
+
+    Args:
+        tokens (`int`, *optional*): of the contexts; `None` if the engine does not tell.
+        cached (`int`, *optional*): those of them that came from its prefix cache; `None` if the engine does not tell.
+    """
+
+    tokens: int | None = 0
+    cached: int | None = 0
+
+    def add(self, tokens: int | None, cached: int | None):
+        """Counts one more request. What is unknown of one is unknown of the sum."""
+        self.tokens = None if self.tokens is None or tokens is None else self.tokens + tokens
+        self.cached = None if self.cached is None or cached is None else self.cached + cached
+
+
+@dataclass
 class Trace:
     """What happened in one rollout. T is the number of completion tokens.
 
@@ -89,6 +107,7 @@ class Trace:
         calls (`list[Call]`): its well-formed commands, in order.
         stop ([`StopReason`], *optional*): `None` while it is being written.
         error (`str`, *optional*): the teacher's fault, if one ended the rollout. Never part of any text.
+        student_read ([`Reading`]), teacher_read ([`Reading`]): what each model was given to read.
     """
 
     prompt_ids: list[int]
@@ -96,6 +115,8 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     stop: StopReason | None = None
     error: str | None = None
+    student_read: Reading = field(default_factory=Reading)
+    teacher_read: Reading = field(default_factory=Reading)
 
     @property
     def completion_ids(self) -> list[int]:
@@ -176,4 +197,7 @@ class Trace:
             calls=[Call(**{**call, "outcome": Outcome(call["outcome"])}) for call in data["calls"]],
             stop=None if data["stop"] is None else StopReason(data["stop"]),
             error=data.get("error"),
+            # files of before these were counted
+            student_read=Reading(**data.get("student_read", {"tokens": None, "cached": None})),
+            teacher_read=Reading(**data.get("teacher_read", {"tokens": None, "cached": None})),
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay_trl.rewards import Difficulty
-from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
+from relay_trl.trace import Author, Call, Outcome, Reading, Span, StopReason, Trace
 from relay_trl.training.metrics import FACTS, METRICS, facts, summarize
 
 TABLE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -38,9 +38,13 @@ def test_metrics_by_hand():
         trace_of(student=20),
         trace_of(calls=[FAILED], malformed=5, stop=StopReason.TEACHER_ERROR),
     ]
+    traces[0].student_read, traces[0].teacher_read = Reading(40, 16), Reading(30, None)
+    traces[1].student_read = Reading(60, 44)
+    traces[2].student_read = Reading(900, 900)
     rows = [facts(trace, is_correct) for trace, is_correct in zip(traces, (True, False, True), strict=True)]
     assert all(len(row) == len(FACTS) for row in rows)
     found = summarize(rows, [Difficulty.TEACHER_DEPENDENT, Difficulty.STUDENT_SOLVABLE])
+    assert math.isnan(found.pop("teacher_cached_share"))  # its server does not tell
     assert found == pytest.approx(
         {
             "accuracy": 0.5,
@@ -58,9 +62,11 @@ def test_metrics_by_hand():
             "teacher_unsolvable": 0.0,
             "teacher_failures": 1 / 3,
             "teacher_wait_s": 0.25,
+            "student_cached_share": 0.6,
         }
     )
-    assert set(METRICS) - set(found) == {"rollout_s", "grading_s", "grading_timeouts"}  # which the trainer times
+    timed_by_the_trainer = {"rollout_s", "grading_s", "grading_timeouts"}
+    assert set(METRICS) - set(found) == timed_by_the_trainer | {"teacher_cached_share"}
 
 
 def test_without_a_call_no_metric_is_missing():

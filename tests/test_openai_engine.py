@@ -177,6 +177,22 @@ def test_a_cut_answer_ends_with_length(server):
     assert (answer.ids, answer.finish) == (VOCABULARY.encode(" 42")[:2], FinishReason.LENGTH)
 
 
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 90, "prompt_tokens_details": {"cached_tokens": 64}}, (90, 64)),
+        ({"prompt_tokens": 90, "prompt_tokens_details": None}, (90, None)),
+        ({"prompt_tokens": "many", "prompt_tokens_details": {"cached_tokens": None}}, (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_what_a_server_says_of_the_context(server, usage, expected):
+    server.edit = lambda answer: answer.update(usage=usage)
+    for engine in (OpenAIEngine(server.url, vocabulary=VOCABULARY), OpenAIEngine(server.url)):
+        answer = ask(engine)
+        assert (answer.prompt_tokens, answer.cached_tokens) == expected
+
+
 @pytest.mark.parametrize("fields", [{"stop_reason": "</call>"}, {"matched_stop": "</call>"}, {}])
 def test_a_stop_string_is_told_from_an_end(server, fields):
     def edit(answer):

@@ -8,7 +8,7 @@ from scripted_relay import BYTE_LEVEL, END, LETTERS, FixedEngine, one_each, run,
 from relay_trl.command import CallSyntax
 from relay_trl.engines.base import FinishReason, Generation, Sampling
 from relay_trl.relay import RelayConfig, RelayPrompt, relay, turn_seed
-from relay_trl.trace import Author, Outcome, StopReason
+from relay_trl.trace import Author, Outcome, Reading, StopReason
 
 
 def test_a_call_is_answered_and_the_student_goes_on():
@@ -28,6 +28,15 @@ def test_a_call_is_answered_and_the_student_goes_on():
     assert shown(teacher) == "T:ab"
     assert [LETTERS.decode(context) for context in student.contexts] == ["Q:", "Q:ab<call>3</call>xyz"]
     assert trace.teacher_share == 3 / 8  # a b x y z c d and the end token; the command's 14 do not count
+
+
+def test_what_both_were_given_to_read_is_counted():
+    student = scripted(LETTERS, "so <call>2</call>", "no <call>3</call>", "end" + END)
+    teacher = scripted(LETTERS, "yes", "yes")
+    trace = run(student, teacher)
+    assert trace.student_read == Reading(sum(map(len, student.contexts)), 0)
+    assert trace.teacher_read == Reading(sum(map(len, teacher.contexts)), 0)
+    assert trace.teacher_read.tokens > 0
 
 
 def test_commands_do_not_dilute_the_teacher_share():

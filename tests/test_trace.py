@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
+from relay_trl.trace import Author, Call, Outcome, Reading, Span, StopReason, Trace
 
 
 def example():
@@ -80,6 +80,7 @@ spans = st.builds(
     malformed=st.integers(0, 9),
 )
 counts = st.integers(0, 10**9)
+readings = st.builds(Reading, st.none() | counts, st.none() | counts)
 calls = st.builds(Call, counts, counts, counts, counts, st.sampled_from(Outcome), finite)
 traces = st.builds(
     Trace,
@@ -88,6 +89,8 @@ traces = st.builds(
     calls=st.lists(calls, max_size=4),
     stop=st.none() | st.sampled_from(StopReason),
     error=st.none() | st.text(max_size=5),
+    student_read=readings,
+    teacher_read=readings,
 )
 
 
@@ -98,6 +101,26 @@ def test_a_trace_survives_json(trace):
     assert all(type(span.author) is Author for span in back.spans)
     assert all(type(call.outcome) is Outcome for call in back.calls)
     assert back.stop is None or type(back.stop) is StopReason
+
+
+def test_a_file_of_before_contexts_were_counted_says_that_they_are_unknown():
+    data = example().to_dict()
+    del data["student_read"], data["teacher_read"]
+    back = Trace.from_dict(data)
+    assert back.student_read == back.teacher_read == Reading(None, None)
+    assert back.completion_ids == example().completion_ids
+
+
+def test_what_is_unknown_of_one_request_is_unknown_of_all():
+    reading = Reading()
+    reading.add(100, 0)
+    reading.add(120, 96)
+    assert reading == Reading(220, 96)
+    reading.add(130, None)
+    reading.add(140, 112)
+    assert reading == Reading(490, None)
+    reading.add(None, None)
+    assert reading == Reading(None, None)
 
 
 def test_from_dict_shares_no_list_with_what_it_reads():

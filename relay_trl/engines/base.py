@@ -74,6 +74,9 @@ class Generation:
         finish ([`FinishReason`]): why it stopped.
         logprobs (`list[float]`, *optional*): log-probability of each id under the distribution it was drawn from.
         num_tokens (`int`, *optional*): tokens written by the engine's own count, for text-only engines.
+        prompt_tokens (`int`, *optional*): tokens of the context, by the engine's own count.
+        cached_tokens (`int`, *optional*): those of them that the engine took from its prefix cache instead of computing
+            them; 0 from an engine that keeps none, `None` from one that does not tell.
     """
 
     ids: list[int] | None
@@ -81,6 +84,8 @@ class Generation:
     finish: FinishReason
     logprobs: list[float] | None = None
     num_tokens: int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
 
 
 class Engine(Protocol):

@@ -63,17 +63,16 @@ class Replies:
         if reason == "stop":
             is_stop = cause in stop if isinstance(cause, str) else cause is None and bool(stop) and text.endswith(stop)
             finish = FinishReason.STOP if is_stop else FinishReason.EOS
-        usage = answer.get("usage")
-        num_tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        counts = _counts(answer.get("usage"))
         logprobs = self._read_logprobs(choice.get("logprobs"), ids) if needs_logprobs else None
         if ids is None or vocabulary is None:
-            return Generation(None, text, finish, num_tokens=num_tokens)
+            return Generation(None, text, finish, None, *counts)
         if finish is FinishReason.EOS and (not ids or (ids[-1] not in vocabulary.eos_ids and ids[-1] != cause)):
             if logprobs is not None:
                 raise self.broken("drops the end token, whose logprob a student needs", "Use vLLM for a student.")
             ids = [*ids, vocabulary.eos_id]  # the server dropped it, and said that it was there
         words = ids[:-1] if finish is FinishReason.EOS else ids
-        return Generation(ids, vocabulary.decode(words), finish, logprobs, num_tokens)
+        return Generation(ids, vocabulary.decode(words), finish, logprobs, *counts)
 
     def _read_logprobs(self, logprobs: Any, ids: list[int] | None) -> list[float]:
         if ids is None:
@@ -128,6 +127,17 @@ def first_choice(answer: Any) -> dict[str, Any]:
     """The first choice of an answer; empty if there is none."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+
+
+def _counts(usage: Any) -> list[int | None]:
+    """What a server says of the tokens that it wrote, that it read, and that it had in its cache; `None` for what it does
+    not say. vLLM tells the last if it was started with `--enable-prompt-tokens-details`.
+    """
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    said = (usage.get("completion_tokens"), usage.get("prompt_tokens"), cached)
+    return [count if type(count) is int else None for count in said]
 
 
 def list_names(names: list[str]) -> str:

@@ -66,4 +66,4 @@ class ScriptedEngine:
                 finish = FinishReason.STOP
                 break
         text = self.vocabulary.decode(ids[:-1] if finish is FinishReason.EOS else ids)
-        return Generation(ids, text, finish, logprobs=[-0.5] * len(ids))
+        return Generation(ids, text, finish, logprobs=[-0.5] * len(ids), prompt_tokens=len(context), cached_tokens=0)

@@ -117,14 +117,15 @@ class TransformersEngine(SteppedEngine):
         for row in finished:
             row.is_aborted = True  # delivered: its cache row goes with the next compaction
         self._compact()
-        return [
-            (row.key, Generation(row.ids, self._text(row), row.finish, row.logprobs))
-            for row in finished
-            if row.finish is not None
-        ]
+        return [(row.key, self._generation(row)) for row in finished]
 
-    def _text(self, row: _Row) -> str:
-        return self.vocabulary.decode(row.ids[:-1] if row.finish is FinishReason.EOS else row.ids)
+    def _generation(self, row: _Row) -> Generation:
+        assert row.finish is not None
+        text = self.vocabulary.decode(row.ids[:-1] if row.finish is FinishReason.EOS else row.ids)
+        # The cache of a row ends with its request, so every context is read whole.
+        return Generation(
+            row.ids, text, row.finish, row.logprobs, len(row.ids), prompt_tokens=len(row.prompt), cached_tokens=0
+        )
 
     def _parts(self, arrivals: list[_Row]) -> Iterator[list[_Row]]:
         part: list[_Row] = []

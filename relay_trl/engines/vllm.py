@@ -175,12 +175,13 @@ class VLLMEngine(SteppedEngine):
 
     def _step(self) -> list[tuple[str, Generation]]:
         outputs: list[Any] = self._engine.step()
-        return [(output.request_id, self._read(output.outputs[0])) for output in outputs if output.finished]
+        return [(output.request_id, self._read(output)) for output in outputs if output.finished]
 
     def _abort(self, key: str):
         self._engine.abort_request([key])
 
-    def _read(self, output: Any) -> Generation:
+    def _read(self, request: Any) -> Generation:
+        output = request.outputs[0]
         ids = list(output.token_ids)
         if output.finish_reason == "length":
             finish = FinishReason.LENGTH
@@ -195,4 +196,6 @@ class VLLMEngine(SteppedEngine):
             # A NaN stays one: TRL gives such a token no importance correction.
             logprobs = [step[token].logprob for token, step in zip(ids, output.logprobs, strict=True)]
         words = ids[:-1] if finish is FinishReason.EOS else ids
-        return Generation(ids, self.vocabulary.decode(words), finish, logprobs, len(ids))
+        text = self.vocabulary.decode(words)
+        read, cached = len(request.prompt_token_ids), request.num_cached_tokens
+        return Generation(ids, text, finish, logprobs, len(ids), prompt_tokens=read, cached_tokens=cached)

@@ -45,6 +45,7 @@ async def answer_alone(
         )
     span = _whole_answer(Author.STUDENT, written.ids, _vocabulary(student))
     span.logprobs = written.logprobs
+    trace.student_read.add(written.prompt_tokens, written.cached_tokens)
     trace.spans.append(span)
     trace.stop = StopReason.EOS if written.finish is FinishReason.EOS else StopReason.LENGTH
     return trace
@@ -66,6 +67,7 @@ async def answer_by_teacher(
         trace.error = str(error)
         trace.stop = StopReason.TEACHER_ERROR
         return trace
+    trace.teacher_read.add(written.prompt_tokens, written.cached_tokens)
     if written.ids is None or teacher.vocabulary is None:
         words = _vocabulary(student)
         trace.spans.append(_whole_answer(Author.TEACHER, words.encode(written.text), words))

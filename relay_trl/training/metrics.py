@@ -22,8 +22,12 @@ FACTS = (
     "wait_s",
     "teacher_tokens",
     "tokens",
+    "student_read",
+    "student_cached",
+    "teacher_read",
+    "teacher_cached",
 )
-"""What is gathered of every rollout, in this order."""
+"""What is gathered of every rollout, in this order. NaN: its engine does not tell."""
 
 METRICS = {
     "accuracy": "share of rollouts with a right final answer",
@@ -41,6 +45,8 @@ METRICS = {
     "teacher_unsolvable": "share of groups without a right rollout",
     "teacher_failures": "share of rollouts lost to a teacher that failed; they are in no other figure and in no gradient",
     "teacher_wait_s": "seconds that a rollout waited for its teacher, mean over rollouts",
+    "student_cached_share": "share of the student's context tokens that came from its engine's prefix cache",
+    "teacher_cached_share": "share of the teacher's context tokens that came from its engine's prefix cache",
     "rollout_s": "wall-clock seconds of the step's rollouts on the slowest process",
     "grading_s": "wall-clock seconds of the step's grading on the slowest process",
     "grading_timeouts": "answers that could not be graded within their time limit in this step; they count as wrong",
@@ -64,6 +70,11 @@ def facts(trace: Trace, is_correct: bool) -> list[float]:
         sum(call.wait_s for call in trace.calls),
         trace.teacher_tokens,
         trace.num_tokens,
+        *(
+            float("nan") if count is None else count
+            for reading in (trace.student_read, trace.teacher_read)
+            for count in (reading.tokens, reading.cached)
+        ),
     ]
 
 
@@ -86,6 +97,9 @@ def summarize(rows: Sequence[Sequence[float]], kinds: Sequence[Difficulty]) -> d
     def per_call(name: str) -> float:
         return total(name) / total("calls") if total("calls") else 0.0
 
+    def cached_share(model: str) -> float:
+        return total(f"{model}_cached") / total(f"{model}_read") if total(f"{model}_read") else float("nan")
+
     shares = {kind.value: kinds.count(kind) / len(kinds) if kinds else float("nan") for kind in Difficulty}
     return {
         "accuracy": per_rollout("correct"),
@@ -99,6 +113,8 @@ def summarize(rows: Sequence[Sequence[float]], kinds: Sequence[Difficulty]) -> d
         "malformed": per_rollout("malformed"),
         "denied": per_rollout("denied"),
         "teacher_wait_s": per_rollout("wait_s"),
+        "student_cached_share": cached_share("student"),
+        "teacher_cached_share": cached_share("teacher"),
         "teacher_failures": sum(columns["failed"]) / len(rows),
         **shares,
     }

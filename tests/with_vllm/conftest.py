@@ -120,7 +120,8 @@ def serve(tmp_path_factory):
 def vllm_server(tiny_model_path, serve):
     """The base URL of a `vllm serve` of the tiny model, under the name `tiny`."""
     options = ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16"]
-    with serve(tiny_model_path, *options, "--logprobs-mode", "processed_logprobs") as url:
+    options += ["--logprobs-mode", "processed_logprobs", "--enable-prompt-tokens-details"]
+    with serve(tiny_model_path, *options) as url:
         yield url
 
 

@@ -72,6 +72,10 @@ def test_the_same_seed_gives_the_same_tokens_in_any_batch(vllm_engine, prompt_id
     assert len({tuple(answer.ids) for answer in crowd}) == 20
 
 
+def block_size(engine):
+    return engine.llm.llm_engine.vllm_config.cache_config.block_size
+
+
 def test_requests_join_while_others_run(vllm_engine, prompt_ids):
     async def staggered():
         first = asyncio.create_task(vllm_engine.generate(prompt_ids, 60, (), Sampling(seed=1)))
@@ -148,23 +152,11 @@ def test_an_abandoned_request_is_aborted(vllm_engine, prompt_ids):
 
 def test_a_repeated_context_comes_from_the_cache(vllm_engine):
     context = vllm_engine.vocabulary.encode("the sum of ab and 10 is so " * 12)
-    cached = []
-    engine = vllm_engine.llm.llm_engine
-    step = engine.step
-
-    def watched_step():
-        outputs = step()
-        cached.extend(output.num_cached_tokens for output in outputs)
-        return outputs
-
-    engine.step = watched_step
-    try:
-        sample(vllm_engine, context, [0], max_tokens=2)
-        sample(vllm_engine, context, [0], max_tokens=2)
-    finally:
-        engine.step = step
-    assert cached[0] == 0
-    assert len(context) - cached[1] <= vllm_engine.llm.llm_engine.vllm_config.cache_config.block_size
+    [first] = sample(vllm_engine, context, [0], max_tokens=2)
+    [second] = sample(vllm_engine, context, [0], max_tokens=2)
+    assert (first.prompt_tokens, first.cached_tokens) == (len(context), 0)
+    assert second.prompt_tokens == len(context)
+    assert len(context) - second.cached_tokens <= block_size(vllm_engine)
 
 
 def test_a_context_that_is_too_long_is_one_sentence(vllm_engine, prompt_ids):
