@@ -10,10 +10,10 @@ from rich.console import Console
 
 from relay_trl.command import CallSyntax
 from relay_trl.evaluation.answers import Answer, Run
-from relay_trl.evaluation.pages import segments
 from relay_trl.evaluation.plots import COLORS, find_logs, plot_shares, plot_training, read_log
 from relay_trl.evaluation.report import print_results, results_tables, to_json, to_markdown, write_report
 from relay_trl.evaluation.statistics import summarize
+from relay_trl.segments import segments
 from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"

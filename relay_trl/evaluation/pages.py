@@ -1,21 +1,21 @@
 """The page of rollouts: one HTML file that opens from disk, with the tables, the plots and answers to read.
 
-Owns which answers are shown and how a trace becomes marked text; looks are the template's, `rollouts.html.j2`, with its
-style and script beside it. Everything that a model or a data set wrote is escaped by the template engine, and the page's
-content security policy lets no script run but its own.
+Owns which answers are shown; how a trace becomes pieces is `segments.py`'s business, looks are the template's,
+`rollouts.html.j2`, with its style and script beside it. Everything that a model or a data set wrote is escaped by the
+template engine, and the page's content security policy lets no script run but its own.
 """
 
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..command import CallSyntax
-from ..trace import Author, Call, StopReason, Trace
+from ..segments import segments
+from ..trace import StopReason
 from .answers import Answer, Run
 from .statistics import Summary
 
@@ -27,41 +27,6 @@ STOPS = {
     StopReason.TEACHER_ERROR: "teacher failed",
 }
 """What is said of an answer that did not simply end."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of an answer.
-
-    Args:
-        author (`str`): `"student"`, `"teacher"` or `"call"`.
-        text (`str`): its words; a call's command as it was written.
-        tokens (`int`): of a teacher's turn.
-        call ([`Call`], *optional*): what became of the command.
-    """
-
-    author: str
-    text: str
-    tokens: int = 0
-    call: Call | None = None
-
-
-def segments(trace: Trace, syntax: CallSyntax) -> list[Segment]:
-    """The completion in pieces: the student's words, the teacher's words, and commands with what became of them."""
-    pieces = []
-    calls = iter(trace.calls)
-    for span in trace.spans:
-        if span.author is Author.TEACHER:
-            pieces.append(Segment("teacher", span.text, len(span.ids)))
-            continue
-        done = 0
-        # A method that looks for no calls has none in its trace: its commands are plain text.
-        for command, call in zip(syntax.find(span.text) if trace.calls else (), calls, strict=False):
-            pieces.append(Segment("student", span.text[done : command.start]))
-            pieces.append(Segment("call", span.text[command.start : command.end], call=call))
-            done = command.end
-        pieces.append(Segment("student", span.text[done:]))
-    return [piece for piece in pieces if piece.text]
 
 
 def render_page(

@@ -32,6 +32,8 @@ class RelayFields(TeacherFields, PromptFields):
         extra_rewards (`list[str]`, *optional*): dotted paths of TRL-style per-rollout rewards beside it; `reward_weights`
             weighs them all, the group reward first.
         grading_time_limit_s (`float`, defaults to `5.0`): seconds for one answer.
+        rollouts_max_mb (`int`, defaults to `512`): MiB of rollouts that each process keeps under `output_dir/_rollouts`, for
+            `relay-trl watch`; the oldest go first. 0 writes none.
     """
 
     teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
@@ -48,6 +50,7 @@ class RelayFields(TeacherFields, PromptFields):
     reward_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the reward."})
     extra_rewards: list[str] | None = field(default=None, metadata={"help": "TRL-style rewards beside it, module:fn."})
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
+    rollouts_max_mb: int = field(default=512, metadata={"help": "MiB of rollouts kept on disk by each process."})
 
 
 @dataclass(repr=False)  # a generated repr would show what RedactedArguments hides
@@ -79,6 +82,10 @@ class RelayGRPOConfig(RedactedArguments, RelayFields, GRPOConfig):
             load_function(path, "extra_rewards")
         if not 0 <= self.max_teacher_failures <= 1:
             raise ValueError(f"max_teacher_failures is {self.max_teacher_failures}; it is a share between 0 and 1.")
+        if self.rollouts_max_mb < 0:
+            raise ValueError(
+                f"rollouts_max_mb is {self.rollouts_max_mb}; give the MiB to keep, or 0 to write no rollouts."
+            )
         self.check_teacher()
         if self.use_vllm and importlib.util.find_spec("vllm") is None:
             raise ImportError(

@@ -19,10 +19,12 @@ from ..engines.base import Engine
 from ..grading import Grader
 from ..prompts import PromptBuilder
 from ..rewards import difficulty, load_function, load_reward
+from ..rollouts import RolloutWriter
 from . import adapter
 from .config import RelayGRPOConfig
 from .metrics import FACTS, facts, summarize
 from .progress import RelayProgressCallback
+from .recording import RecordingCallback
 from .saving import RelaySavingMixin
 
 # TRL warns that this may change: it is pinned, and tests/test_trl_contract.py holds what we rely on.
@@ -90,6 +92,9 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         builder = PromptBuilder(self._tokenizer, teacher, **args.prompt_options())
         self.rollouts = adapter.Rollouts(builder, args.relay_config(), teacher)
         self.grader = Grader(args.answer_marker, args.grading_time_limit_s)
+        ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.writer = RolloutWriter(args.output_dir, args.syntax, *ranks, max_mb=args.rollouts_max_mb)
+        self.add_callback(RecordingCallback(self.writer, self.relay_record))
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(RelayProgressCallback)
@@ -112,6 +117,14 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             traces = self.rollouts.run(prompts, seeds, student)
         self._rollout_s = time.perf_counter() - started
         return adapter.to_trl(traces, has_logprobs=self.use_vllm)
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self._mode == "train":
+            first, advantages = self.accelerator.process_index * len(inputs), output["advantages"].tolist()
+            place = (self.state.global_step + 1, self._counter[1], first, self.num_generations)
+            self.writer.add(*place, inputs, *self._scored[:3], advantages, self._scored[3])
+        return output
 
     def evaluate(self, *args, **kwargs):
         self._counter = (None, 0)  # every evaluation draws the same random numbers
@@ -137,7 +150,10 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         rewards, kinds = self._score_groups(rows)
         matrix[:, 0] = torch.tensor(rewards, device=device)
         matrix[matrix[:, 0].isnan()] = torch.nan  # unscored is out of its group, whatever other rewards say
-        metrics = summarize(rows, kinds)
+        total = (matrix * self.reward_weights.to(device)).nansum(1).masked_fill(matrix[:, 0].isnan(), torch.nan)
+        own = slice(self.accelerator.process_index * len(traces), (self.accelerator.process_index + 1) * len(traces))
+        self._scored = (traces, correct, total[own].tolist(), kinds)  # until the advantages are known
+        metrics = summarize(rows, [kind for kind in kinds if kind is not None])
         metrics["rollout_s"], metrics["grading_s"] = timings.max(0).values[:2].tolist()
         metrics["grading_timeouts"] = timings[:, 2].sum().item()
         for name, value in metrics.items():
@@ -147,13 +163,16 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         return matrix
 
     def _score_groups(self, rows: list[list[float]]) -> tuple[list[float], list]:
-        """Rewards of all rollouts of the global batch (NaN: not scored) and the difficulty of every group."""
+        """Rewards of all rollouts of the global batch (NaN: not scored) and the difficulty of every group (`None` of
+        one that failed as a whole).
+        """
         size = self.num_generations if self._mode == "train" else self.num_generations_eval
         rewards, kinds = [float("nan")] * len(rows), []
         column = {name: i for i, name in enumerate(FACTS)}
         for start in range(0, len(rows), size):
             group = [i for i in range(start, start + size) if not rows[i][column["failed"]]]
             if not group:
+                kinds.append(None)
                 continue
             correct = [bool(rows[i][column["correct"]]) for i in group]
             called = [bool(rows[i][column["called"]]) for i in group]

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import trainers_for_tests  # noqa: E402
 from trainers_for_tests import grpo_config, grpo_trainer, rows  # noqa: E402
 
+from relay_trl.rollouts import RolloutReader  # noqa: E402
+
 PLANS = ("right", "call, right", "wrong", "call, wrong", "call, broken")
 GROUP = 8
 
@@ -82,7 +84,10 @@ def run(folder, name, num_processes):
         for entry in trainer.state.log_history
     ]
     weights = {key: value.double().norm().item() for key, value in trainer.model.state_dict().items()}
-    return {**seen, "metrics": metrics, "rollouts": recorder.batches, "weights": weights}
+    trainer.accelerator.wait_for_everyone()
+    files = RolloutReader(folder).poll()[1]
+    trainer.accelerator.wait_for_everyone()  # or the next run's files would begin already
+    return {**seen, "metrics": metrics, "rollouts": recorder.batches, "weights": weights, "files": files}
 
 
 def main(folder, student):

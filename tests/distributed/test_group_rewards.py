@@ -73,6 +73,23 @@ def test_every_process_logs_the_metrics_of_one(ranks_and_one):
             assert found == {key: pytest.approx(value) for key, value in expected.items()}
 
 
+def test_the_files_of_all_processes_hold_the_rollouts_of_one(ranks_and_one):
+    ranks, one = ranks_and_one
+
+    def comparable(groups):
+        return [
+            [
+                rollout | {name: pytest.approx(rollout[name], abs=1e-5) for name in ("reward", "advantage")}
+                for rollout in group["rollouts"]
+            ]
+            for group in groups
+        ]
+
+    assert {group["step"] for group in one["files"]} == {1, 2}
+    for rank in ranks:
+        assert [group["rollouts"] for group in rank["files"]] == comparable(one["files"])
+
+
 def test_the_weights_are_those_of_one(ranks_and_one):
     ranks, one = ranks_and_one
     for rank in ranks:
