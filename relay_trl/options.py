@@ -157,7 +157,8 @@ class TeacherFields:
     """The teacher and how it is reached.
 
     Args:
-        teacher (`str`, *optional*): a folder, a Hub id or the URL of an OpenAI-compatible server; `None`: no teacher.
+        teacher (`str`, *optional*): a folder, a Hub id or the URL of an OpenAI-compatible server; `None`: no teacher. A
+            list of URLs, joined with blanks here, is a pool: servers of one model that share the work.
         teacher_backend (`str`, defaults to `"auto"`): `auto`, `transformers`, `vllm` or `openai`.
         teacher_tokenizer (`str`, *optional*): tokenizer of a teacher behind a URL, if the server does not tell.
         teacher_model (`str`, *optional*): the model's name on its server; `None` takes the only one.
@@ -165,10 +166,12 @@ class TeacherFields:
         teacher_top_p (`float`, defaults to `1.0`): nucleus of the teacher.
         teacher_timeout_s (`float`, defaults to `120`): seconds for one answer.
         teacher_retries (`int`, defaults to `4`): of a failed request, with back-off.
-        teacher_concurrency (`int`, defaults to `64`): requests under way at once.
+        teacher_concurrency (`int`, defaults to `64`): requests under way at once, per server.
     """
 
-    teacher: str | None = field(default=None, metadata={"help": "Folder, Hub id or URL of the teacher."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder, Hub id, URL or several URLs of the teacher.", "nargs": "+"}
+    )
     teacher_backend: str = field(default="auto", metadata={"help": "auto, transformers, vllm or openai."})
     teacher_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of a teacher behind a URL."})
     teacher_model: str | None = field(default=None, metadata={"help": "The teacher's name on its server."})
@@ -179,7 +182,14 @@ class TeacherFields:
     teacher_concurrency: int = field(default=64, metadata={"help": "Requests to a server under way at once."})
 
     def check_teacher(self):
-        """Refuses a backend or an API that does not exist."""
+        """Refuses a backend or an API that does not exist, and brings a list of servers into one form."""
+        if isinstance(self.teacher, list):
+            lacking = [name for name in self.teacher if "://" not in name]
+            if lacking and len(self.teacher) > 1:
+                raise ValueError(
+                    f"teacher has several entries, so each must be a URL of a server; {lacking[0]!r} is none."
+                )
+            self.teacher = " ".join(self.teacher)
         for name, known in (("teacher_backend", BACKENDS), ("teacher_api", ("completions", "chat"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}.")

@@ -5,6 +5,7 @@ no batches: engines batch whatever is in flight.
 """
 
 import hashlib
+import itertools
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,8 @@ from .command import CallSyntax, Command, tokens_until
 from .engines.base import Context, Engine, EngineError, FinishReason, Generation, Sampling
 from .trace import Author, Call, Outcome, Span, StopReason, Trace
 from .vocabulary import Vocabulary
+
+_rollouts = itertools.count()  # names for the rollouts of this process, see `Sampling.rollout`
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ async def relay(
     if vocabulary is None:
         raise EngineError(f"The student {student.name!r} returns no token ids; use an engine that does (see engines/).")
     trace = Trace(prompt_ids=list(prompt.student))
+    rollout = next(_rollouts)
     turn = 0
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens
@@ -105,7 +109,7 @@ async def relay(
         is_open = teacher is not None and answered < config.max_calls
         piece = _next_piece(trace, vocabulary, config, is_open)
         asked = min(left, piece.max_tokens or left)
-        sampling = replace(config.student, seed=turn_seed(seed, turn))
+        sampling = replace(config.student, seed=turn_seed(seed, turn), rollout=rollout)
         if piece.logit_bias:
             sampling = replace(sampling, logit_bias={**(sampling.logit_bias or {}), **piece.logit_bias})
         written = await student.generate(
@@ -120,7 +124,8 @@ async def relay(
         elif left <= 0 or (written.finish is FinishReason.LENGTH and len(written.ids or ()) < asked):
             trace.stop = StopReason.LENGTH
         elif command is not None and teacher is not None and is_open:
-            await _ask_teacher(trace, prompt, vocabulary, teacher, config, left, turn_seed(seed, turn))
+            sampling = replace(config.teacher, seed=turn_seed(seed, turn), rollout=rollout)
+            await _ask_teacher(trace, prompt, vocabulary, teacher, config, left, sampling)
             turn += 1
     return trace
 
@@ -168,7 +173,7 @@ async def _ask_teacher(
     teacher: Engine,
     config: RelayConfig,
     left: int,
-    seed: int | None,
+    sampling: Sampling,
 ):
     """Answers the trace's last call: shows the teacher the text without commands and splices in what it writes."""
     call = trace.calls[-1]
@@ -181,7 +186,7 @@ async def _ask_teacher(
         return
     started = time.perf_counter()
     try:
-        answer = await teacher.generate(context, call.granted, sampling=replace(config.teacher, seed=seed))
+        answer = await teacher.generate(context, call.granted, sampling=sampling)
         trace.teacher_read.add(answer.prompt_tokens, answer.cached_tokens)
         ids, is_ended = _teacher_ids(answer, vocabulary, teacher, tags, call.granted)
     except EngineError as error:

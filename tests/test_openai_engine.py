@@ -3,8 +3,10 @@
 import asyncio
 import json
 import math
+import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -27,13 +29,14 @@ class Server:
     `faults` holds functions that get the request handler and answer in its place. `edit` changes a good answer.
     """
 
-    def __init__(self, models=("tiny",), has_ids=True):
+    def __init__(self, models=("tiny",), has_ids=True, port=0):
         self.models, self.has_ids = list(models), has_ids
         self.faults, self.requests, self.headers, self.times = [], [], [], []
         self.edit = lambda answer: None
         self.delay_s = 0.0
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
+        self._connections = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -81,9 +84,15 @@ class Server:
         class HTTPServer(ThreadingHTTPServer):
             request_queue_size = 128  # with the default of 5, a burst of connections waits for a second
 
-        self._http = HTTPServer(("127.0.0.1", 0), Handler)
+            def get_request(self):
+                connection, address = super().get_request()
+                server._connections.append(connection)
+                return connection, address
+
+        self._http = HTTPServer(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        self.port = self._http.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
         self._thread.start()
 
@@ -106,6 +115,9 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+        for connection in self._connections:  # else a handler goes on serving those that are open
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""From one option to an engine: a URL, a folder or a Hub id.
+"""From one option to an engine: a URL or several, a folder or a Hub id.
 
 Owns which engine a name stands for and where the tokenizer of a model behind a URL comes from. Engines are imported
 when they are asked for, so that nobody needs a library that is not used.
@@ -10,6 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..redaction import mask_credentials
 from ..vocabulary import Vocabulary
 from .base import BACKENDS, Engine, EngineError
 
@@ -36,7 +37,8 @@ def load_engine(
     """The engine that `spec` stands for, ready to be asked. A server is checked before this returns.
 
     Args:
-        spec (`str`): the URL of a server (`http://...`, `https://...`), a folder, or a Hub id.
+        spec (`str`): the URL of a server (`http://...`, `https://...`), a folder, or a Hub id. Several URLs with blanks
+            between them are servers of one model, which share the requests; see [`EnginePool`].
         backend (`str`, defaults to `"auto"`): `"auto"` takes `"openai"` for a URL and `"transformers"` for a model;
             `"vllm"` runs a model in vLLM in this process.
         tokenizer (`str` or tokenizer, *optional*): of the model behind a URL: a folder, a Hub id or the tokenizer
@@ -49,9 +51,11 @@ def load_engine(
     Raises:
         ValueError: an unknown backend, or one that does not fit `spec`.
         ImportError: vLLM is asked for and not installed.
-        EngineError: a server that is down, serves another model or does not fit; a model that vLLM cannot load.
+        EngineError: a server that is down, serves another model or does not fit, or that differs from the others of its
+            pool; a model that vLLM cannot load.
     """
-    is_url = spec.startswith(("http://", "https://"))
+    urls = spec.split() if "://" in spec else []
+    is_url = bool(urls)
     if backend not in BACKENDS:
         raise ValueError(f"The backend is {backend!r}; it must be one of {', '.join(BACKENDS)}.")
     if backend == "auto":
@@ -72,11 +76,20 @@ def load_engine(
     if kwargs:
         raise ValueError(f"{', '.join(kwargs)}: a server has no such options; they are set where it is started.")
     from .openai import OpenAIEngine
+    from .pool import EnginePool
 
+    twice = [url for url in urls if urls.count(url) > 1]
+    if twice:
+        raise ValueError(f"{mask_credentials(twice[0])} is named {len(twice)} times; name each server once.")
     vocabulary = None if tokenizer is None else load_vocabulary(tokenizer)
-    engine = OpenAIEngine(spec, model, api_key, vocabulary, max_concurrency, timeout_s, max_retries, api)
-    _run(_prepare(engine, needs_logprobs))
-    return engine
+    retries = max_retries if len(urls) == 1 else 0  # a pool tries again on another server
+    engines: list[OpenAIEngine] = []
+    for url in urls:
+        engine = OpenAIEngine(url, model, api_key, vocabulary, max_concurrency, timeout_s, retries, api)
+        _run(_prepare(engine, needs_logprobs))
+        vocabulary = engine.vocabulary  # one for all, which the next server is checked against
+        engines.append(engine)
+    return engines[0] if len(engines) == 1 else EnginePool(engines, max_retries)
 
 
 def load_vocabulary(tokenizer: str | Any) -> Vocabulary:
