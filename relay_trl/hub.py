@@ -1,7 +1,8 @@
 """What travels with a trained student when it is pushed: the relay config of `record.py`, and its model card.
 
 Owns the contents of README.md (`templates/model_card.md.j2` has the words) and its metadata for the Hub. It uploads
-nothing: transformers' `Trainer` pushes the folder that it saved, all of it but checkpoints and names beginning with "_".
+nothing: transformers' `Trainer` pushes the folder that it saved, all of it but checkpoints and names beginning with "_",
+and `upload.py` what `recipes/push.py` is asked to.
 """
 
 import json
@@ -42,13 +43,15 @@ def write_model_card(
     base_model: str | None = None,
     dataset_name: str | None = None,
     log_history: Sequence[Mapping[str, Any]] | None = None,
-    results: Mapping[str, Mapping[str, Any]] | None = None,
+    results: Sequence[Mapping[str, Any]] = (),
     licence: str | None = None,
     tags: str | Iterable[str] | None = (),
     *,
     repo_id: str | None = None,
-    benchmark: str | None = None,
     is_adapter: bool | None = None,
+    licences: Mapping[str, str | None] | None = None,
+    pictures: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Writes README.md into `folder`, and the record that it describes next to it.
 
@@ -61,13 +64,16 @@ def write_model_card(
         dataset_name (`str`, *optional*): training set, defaults to the record's; likewise (of a registered set, give
             [`Source.hub_id`]).
         log_history (`list[dict]`, *optional*): `trainer.state.log_history`, shown where there are no results.
-        results (`dict[str, dict]`, *optional*): by method, `accuracy`, `interval` (two bounds), `teacher_share` and
-            `call_rate`, all from 0 to 1 and each of them optional. Those of `"relay"` go into the metadata.
+        results (`list[dict]`, *optional*): a row for each benchmark and method: `benchmark`, `method`, `label` (defaults to the
+            method), `accuracy`, `interval` (two bounds), `teacher_share`, `call_rate`, from 0 to 1, and `cost` (a text); all
+            but the first two optional. Those of the method `"relay"` go into the metadata.
         licence (`str`, *optional*): the Hub's identifier, such as `"apache-2.0"`.
         tags (`list[str]`, *optional*): more tags.
         repo_id (`str`, *optional*): the model's id on the Hub, for the example; defaults to the folder's name.
-        benchmark (`str`, *optional*): what `results` were measured on.
         is_adapter (`bool`, *optional*): whether the model is a PEFT adapter; `None` looks into the folder.
+        licences (`dict[str, str]`, *optional*): of other models, by their names; `None` is one that is not known.
+        pictures (`dict[str, str]`, *optional*): captions by paths relative to `folder`.
+        notes (`list[str]`): sentences below the table of results.
 
     Returns:
         `Path`: README.md.
@@ -87,7 +93,7 @@ def write_model_card(
         license=licence,
         model_name=model_name,
         tags=["relay-trl", "trl", record.stage, *([tags] if isinstance(tags, str) else tags or ())],
-        eval_results=_eval_results(results, benchmark),
+        eval_results=_eval_results(results),
     )
     if metadata.eval_results is None:
         metadata.pop("model_name")
@@ -98,7 +104,7 @@ def write_model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": code, "percent": percent, "json": json.dumps}
+    environment.filters |= {"code": code, "percent": percent, "json": json.dumps, "cell": cell}
     text = environment.get_template("model_card.md.j2").render(
         card_data=metadata.to_yaml(),
         record=record,
@@ -109,7 +115,9 @@ def write_model_card(
         dataset_name=redact(dataset_name),
         dataset_id=dataset,
         results=results,
-        benchmark=benchmark,
+        notes=notes,
+        pictures=pictures or {},
+        licences=licences or {},
         figures=last_figures(log_history, record.stage),
         labels=FIGURES[record.stage],
         licence=licence,
@@ -157,23 +165,28 @@ def code(value: Any) -> str:
     return f"{fence}{blank}{text}{blank}{fence}"
 
 
+def cell(value: Any) -> str:
+    """`value` as a cell of a table."""
+    return " ".join(str(value).replace("|", "\\|").split()) or "-"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _eval_results(results: Mapping[str, Mapping[str, Any]] | None, benchmark: str | None) -> list[EvalResult] | None:
-    row = (results or {}).get(RELAY_METHOD, {})
-    name = benchmark or "held-out problems"
+def _eval_results(results: Sequence[Mapping[str, Any]]) -> list[EvalResult] | None:
     metrics = {"accuracy": "Accuracy", "teacher_share": "Teacher share of the tokens"}
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=hub_id(benchmark) or re.sub(r"[^\w.-]+", "-", name),
-            dataset_name=name,
+            dataset_type=hub_id(row.get("dataset")) or re.sub(r"[^\w.-]+", "-", row["benchmark"]),
+            dataset_name=row["benchmark"],
             metric_type=key,
             metric_name=label,
             metric_value=round(float(row[key]), 6),
         )
+        for row in results
+        if row["method"] == RELAY_METHOD
         for key, label in metrics.items()
         if _is_number(row.get(key))
     ] or None

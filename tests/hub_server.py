@@ -53,17 +53,35 @@ def is_lfs(path: str) -> bool:
     return any(fnmatch.fnmatch(path, pattern) for pattern in LFS_PATTERNS)
 
 
-def card_faults(content: str) -> list[str]:
-    """What the Hub refuses in the metadata of a README.md, the rules that matter for a model's card."""
+def card_data(content: str) -> dict:
+    """The metadata of a README.md.
+
+    Raises:
+        ValueError: it has none, or they are no YAML.
+    """
     match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     if match is None:
-        return ["no metadata"]
+        raise ValueError("no metadata")
     try:
-        data = yaml.safe_load(match[1])
+        return yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        return [f"no YAML: {error}"]
+        raise ValueError(f"no YAML: {error}") from error
+
+
+def card_faults(content: str) -> list[str]:
+    """What the Hub refuses in the metadata of a README.md, the rules that matter for the cards of models and data sets."""
+    try:
+        data = card_data(content)
+    except ValueError as error:
+        return [str(error)]
     faults = []
-    for key in ("base_model", "datasets"):
+    for size in data.get("size_categories", []):
+        if size not in ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "n>1M"):
+            faults.append(f"size_categories: {size!r} is none")
+    for config in data.get("configs", []):
+        if not config.get("config_name") or not all({"split", "path"} <= set(part) for part in config["data_files"]):
+            faults.append("configs: needs config_name, and split and path of all data_files")
+    for key in ("base_model", "datasets", "source_datasets"):
         values = data.get(key, [])
         values = [values] if isinstance(values, str) else values
         faults += [f"{key}: {value!r} is no id" for value in values if not NAME.fullmatch(str(value))]
@@ -192,6 +210,8 @@ class HubServer:
         asked = await request.json()
         user = self._user(request)
         repo_id = f"{asked.get('organization') or user}/{asked['name']}"
+        if not repo_id.startswith(f"{user}/"):
+            raise web.HTTPForbidden(text='{"error": "You have no right to create a repository there"}')
         kind = asked.get("type") or "model"
         url = f"{self.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
         if f"{kind}/{repo_id}" in self.repos:
@@ -244,6 +264,8 @@ class HubServer:
         oid = self._revision(request, repo)
         siblings = [{"rfilename": path} for path in sorted(repo.trees[oid])]
         found = {"id": request.match_info["id"], "sha": oid, "private": repo.is_private, "siblings": siblings}
+        if "README.md" in repo.trees[oid]:
+            found["cardData"] = card_data(repo.trees[oid]["README.md"].decode())
         return web.json_response(found | {"tags": [], "downloads": 0, "likes": 0})
 
     async def _tree(self, request: web.Request) -> web.Response:

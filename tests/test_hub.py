@@ -48,11 +48,19 @@ OTHER = RelayRecord(
     versions={"trl": "1.16.0"},
     commit="abc",
 )
-RESULTS = {
-    "base": {"accuracy": 0.478, "interval": [0.44, 0.52], "teacher_share": 0.0},
-    "relay": {"accuracy": 0.8425, "interval": (0.81, 0.87), "teacher_share": 0.091, "call_rate": 0.52},
-    "a|b": {"accuracy": None, "interval": None, "teacher_share": float("nan")},
-}
+RESULTS = [
+    {"benchmark": "MATH-500", "method": "student", "label": "base", "accuracy": 0.478, "interval": [0.44, 0.52]},
+    {
+        "benchmark": "MATH-500",
+        "dataset": "HuggingFaceH4/MATH-500",
+        "method": "relay",
+        "accuracy": 0.8425,
+        "interval": (0.81, 0.87),
+        "teacher_share": 0.091,
+        "call_rate": 0.52,
+    },
+    {"benchmark": "sums|x", "method": "a|b", "accuracy": None, "interval": None, "teacher_share": float("nan")},
+]
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
@@ -165,7 +173,6 @@ def test_the_card_of_an_evaluated_model(tmp_path):
         "my-model",
         dataset_name="openai/gsm8k",
         results=RESULTS,
-        benchmark="HuggingFaceH4/MATH-500",
         licence="apache-2.0",
         tags=["trl", "mine"],
         repo_id="me/my-model",
@@ -181,8 +188,9 @@ def test_the_card_of_an_evaluated_model(tmp_path):
         ("HuggingFaceH4/MATH-500", "accuracy", 0.8425),
         ("HuggingFaceH4/MATH-500", "teacher_share", 0.091),
     ]
-    assert "| relay | 84.2 % | 81.0-87.0 % | 9.1 % | 52.0 % |" in text
-    assert "| a\\|b | - | - | - | - |" in text
+    assert "| MATH-500 | base | 47.8 % | 44.0-52.0 % | - | - |\n" in text
+    assert "| MATH-500 | relay | 84.2 % | 81.0-87.0 % | 9.1 % | 52.0 % |\n" in text
+    assert "| sums\\|x | a\\|b | - | - | - | - |" in text
     assert "2601.05167" in text and 'load_engine("me/my-model")' in text
 
 
@@ -190,7 +198,7 @@ def test_the_card_of_a_local_run_shows_training_figures_and_claims_nothing(tmp_p
     history = [{"relay/accuracy": 0.1, "relay/teacher_share": 0.3}, {"relay/accuracy": 0.5, "loss": 1.0}, {"epoch": 1}]
     # A folder must not be taken for an id, though it looks like one.
     record = RelayRecord(student_base=str(PAIR / "student"), training_set="arithmetic")
-    text = write_model_card(tmp_path / "run", record, log_history=history, results={}).read_text()
+    text = write_model_card(tmp_path / "run", record, log_history=history).read_text()
     assert card_faults(text) == []
     data = ModelCard(text).data
     assert (data.base_model, data.datasets, data.eval_results, data.license) == (None, None, None, None)
@@ -199,8 +207,10 @@ def test_the_card_of_a_local_run_shows_training_figures_and_claims_nothing(tmp_p
 
 
 def test_results_of_other_methods_are_not_claimed_for_the_model(tmp_path):
-    text = write_model_card(tmp_path, RelayRecord(), results={"teacher": {"accuracy": 0.97}}).read_text()
-    assert "| teacher | 97.0 % |" in text and ModelCard(text).data.eval_results is None
+    text = write_model_card(
+        tmp_path, RelayRecord(), results=[{"benchmark": "sums", "method": "teacher", "accuracy": 0.97}]
+    ).read_text()
+    assert "| sums | teacher | 97.0 % |" in text and ModelCard(text).data.eval_results is None
 
 
 def test_the_card_of_a_warm_up(tmp_path):
