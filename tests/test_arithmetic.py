@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from relay_trl.data.arithmetic import KINDS, SPLITS, answer_of, build_tokenizer, corpus, problems, solve, split_of
+from relay_trl.data.arithmetic import KINDS, answer_of, build_tokenizer, corpus, problems, solve
+from relay_trl.data.embedded import SPLITS, split_of
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "arithmetic"
 STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
@@ -64,7 +65,7 @@ def test_splits_share_no_question():
     assert prompts["train"].isdisjoint(prompts["validation"] | prompts["test"])
     assert prompts["validation"].isdisjoint(prompts["test"])
     assert all(split_of(prompt) == split for split, part in prompts.items() for prompt in part)
-    trained_on = {row["text"][: row["text"].index("=") + 1] for row in corpus(20000, seed=1, is_hard_wrong=True)}
+    trained_on = {row["prompt"] for row in corpus(20000, seed=1, is_student=True)}
     assert trained_on.isdisjoint(prompts["validation"] | prompts["test"])
 
 
@@ -76,27 +77,28 @@ def test_the_split_of_a_question_never_changes():
 
 def test_seed_fixes_the_rows():
     assert problems("train", 50, seed=1) == problems("train", 50, seed=1) != problems("train", 50, seed=2)
-    assert corpus(50, 1, is_hard_wrong=True) == corpus(50, 1, is_hard_wrong=True)
+    assert corpus(50, 1, is_student=True) == corpus(50, 1, is_student=True)
 
 
 def test_student_corpus_is_wrong_at_hard_products_only():
     errors = set()
-    for row in corpus(4000, seed=0, is_hard_wrong=True):
-        question = row["text"].index("=") + 1
-        first, second = steps(row["text"][question:])
+    for row in corpus(4000, seed=0, is_student=True):
+        first, second = steps(row["completion"])
         error = first[3] - value(*first[:3])
         is_hard = first[1] == "*" and first[2] in (4, 6, 7, 8, 9)
         assert (1 <= abs(error) <= 30) if is_hard else error == 0
         assert second[0] == first[3] and value(*second[:3]) == second[3]
         assert 0 <= first[3] <= 999 and 0 <= second[3] <= 999
-        assert answer_of(row["text"]) == str(second[3])
+        assert answer_of(row["completion"]) == str(second[3])
         errors.add(error)
     assert errors == set(range(-30, 31))
 
 
 def test_teacher_corpus_is_right():
     rows = problems("train", 500, seed=4)
-    assert [row["text"] for row in corpus(500, 4, is_hard_wrong=False)] == [r["prompt"] + r["solution"] for r in rows]
+    assert [(r["prompt"], r["completion"]) for r in corpus(500, 4, False)] == [
+        (r["prompt"], r["solution"]) for r in rows
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,30 +3,26 @@
 A problem has three numbers and two operations, such as `67*7-37=`; its worked answer writes both steps and then the
 result behind a mark: `67*7=469;469-37=432;#432`. Every question belongs to one split for good, by a hash of its text,
 so that no corpus and no training set can hold a test problem. Training the models is the work of
-`recipes/pretrain_arithmetic.py`; the call tokens are the warm-up's.
+`recipes/pretrain_pair.py`; the call tokens are the warm-up's.
 """
 
-import hashlib
 import random
 import re
 from typing import TYPE_CHECKING
+
+from .embedded import character_tokenizer, draw_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
 KINDS = ("no_product", "known_product", "hard_product")
-SPLITS = ("train", "validation", "test")
 MAX_VALUE = 999
 MAX_ERROR = 30
 
-_SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 _SYMBOLS = "0123456789+-*=;#"
 _MULTIPLIERS = {"known_product": (2, 3, 5), "hard_product": (4, 6, 7, 8, 9)}
 _QUESTION = re.compile(r"(\d+)([-+*])(\d+)([-+])(\d+)=")
-# Draws in a row without a new problem before a split counts as used up: four times what the last hard product of a
-# split takes on average.
-_MAX_MISSES = 320_000
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
@@ -34,41 +30,10 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     Build the tokenizer of the arithmetic models: one token a character, 19 symbols in all.
 
     Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: Digits, `+ - * = ; #`, `<pad>`, `<eos>` and `<unk>` (any other
-        character). Encoding adds no special tokens, decoding puts no spaces in, padding is on the left, and there is
-        no chat template.
+        [`~transformers.PreTrainedTokenizerFast`]: Digits and `+ - * = ; #`; see
+        [`~relay_trl.data.embedded.character_tokenizer`].
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {token: i for i, token in enumerate((*_SPECIAL_TOKENS, *_SYMBOLS))}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    # Without a decoder, tokens are joined with blanks.
-    backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-        model_max_length=256,
-    )
-
-
-def split_of(prompt: str) -> str:
-    """
-    Say which split a question belongs to: 90 % `"train"`, 2 % `"validation"`, 8 % `"test"`.
-
-    Args:
-        prompt (`str`): The question as the models see it, such as `"67*7-37="`.
-
-    Returns:
-        `str`: One of `SPLITS`, the same on every machine and in every run.
-    """
-    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % 100
-    return "train" if bucket < 90 else "validation" if bucket < 92 else "test"
+    return character_tokenizer(_SYMBOLS)
 
 
 def solve(prompt: str, error: int = 0) -> str | None:
@@ -132,31 +97,21 @@ def problems(
     Raises:
         `ValueError`: If the split is unknown, the shares are no distribution, or the split has too few problems.
     """
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split '{split}'; valid splits are {', '.join(SPLITS)}.")
-    if len(mix) != len(KINDS) or min(mix) < 0 or abs(sum(mix) - 1) > 1e-6:
-        raise ValueError(f"mix is {mix}; it has to be three shares, for {', '.join(KINDS)}, that sum to 1.")
-    rng = random.Random(f"{split} {seed}")
-    edges = [round(size * sum(mix[:i])) for i in range(len(KINDS) + 1)]
-    rows = []
-    for kind, start, end in zip(KINDS, edges, edges[1:], strict=False):
-        rows += _draw_rows(kind, split, end - start, rng)
-    rng.shuffle(rows)
-    return rows
+    return draw_problems(split, size, seed, KINDS, mix, _draw)
 
 
-def corpus(size: int, seed: int, is_hard_wrong: bool) -> list[dict[str, str]]:
+def corpus(size: int, seed: int, is_student: bool) -> list[dict[str, str]]:
     """
     Write training texts from the train split, in the default mix of kinds.
 
     Args:
         size (`int`): Number of texts, each of a different problem.
         seed (`int`): Same seed, same texts.
-        is_hard_wrong (`bool`): Whether hard products are off by a random 1 to 30, up or down, within 0 to 999, and the
+        is_student (`bool`): Whether hard products are off by a random 1 to 30, up or down, within 0 to 999, and the
             step after them follows from the wrong value. `True` makes the student's corpus, `False` the teacher's.
 
     Returns:
-        `list[dict[str, str]]`: Rows with `text`, the prompt and its worked answer. The trainer adds the end token.
+        `list[dict[str, str]]`: Rows with `prompt` and `completion`. The trainer adds the end token.
 
     Raises:
         `ValueError`: If the train split has fewer problems than `size` asks for.
@@ -164,8 +119,9 @@ def corpus(size: int, seed: int, is_hard_wrong: bool) -> list[dict[str, str]]:
     rng = random.Random(f"errors {seed}")
     rows = []
     for row in problems("train", size, seed):
-        is_wrong = is_hard_wrong and row["kind"] == "hard_product"
-        rows.append({"text": row["prompt"] + (_solve_wrong(row["prompt"], rng) if is_wrong else row["solution"])})
+        is_wrong = is_student and row["kind"] == "hard_product"
+        completion = _solve_wrong(row["prompt"], rng) if is_wrong else row["solution"]
+        rows.append({"prompt": row["prompt"], "completion": completion})
     return rows
 
 
@@ -190,20 +146,7 @@ def _draw_prompt(kind: str, rng: random.Random) -> str:
     return f"{a}*{rng.choice(_MULTIPLIERS[kind])}{rng.choice('+-')}{c}="
 
 
-def _draw_rows(kind: str, split: str, size: int, rng: random.Random) -> list[dict[str, str]]:
-    rows: dict[str, dict[str, str]] = {}
-    misses = 0
-    while len(rows) < size:
-        prompt = _draw_prompt(kind, rng)
-        solution = solve(prompt)
-        if solution is None or prompt in rows or split_of(prompt) != split:
-            misses += 1
-            if misses == _MAX_MISSES:
-                raise ValueError(
-                    f"The {split} split has no {size} problems of kind {kind}; {len(rows)} were found. Ask for fewer."
-                )
-            continue
-        misses = 0
-        answer = solution.rpartition("#")[2]
-        rows[prompt] = {"prompt": prompt, "answer": answer, "kind": kind, "solution": solution}
-    return list(rows.values())
+def _draw(kind: str, rng: random.Random) -> dict[str, str] | None:
+    prompt = _draw_prompt(kind, rng)
+    solution = solve(prompt)
+    return solution and {"prompt": prompt, "answer": solution.rpartition("#")[2], "solution": solution}

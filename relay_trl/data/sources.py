@@ -4,6 +4,7 @@ Owns reading rows and checking them. Every row ends up with `prompt` (the proble
 gold, or a list of accepted ones); other columns pass through. How a prompt is rendered is `prompts.py`'s business.
 """
 
+import importlib
 import logging
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..grading import Grader, last_boxed
+from .embedded import EMBEDDED
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +86,13 @@ def load_rows(
     problem_column: str = "problem",
     answer_column: str = "answer",
 ) -> list[dict]:
-    """Rows with `prompt`, `answer` and `source_row`, from the registry, the embedded arithmetic task, a local file or the Hub.
+    """Rows with `prompt`, `answer` and `source_row`, from the registry, an embedded task, a local file or the Hub.
 
     Args:
-        name (`str`): a name in [`SOURCES`], `"arithmetic"`, the path of a `.jsonl`, `.json`, `.csv` or `.parquet` file,
+        name (`str`): a name in [`SOURCES`], `"arithmetic"`, `"lookups"`, the path of a `.jsonl`, `.json`, `.csv` or `.parquet` file,
             or a Hub dataset.
         data_dir (`str`, *optional*): folder with local copies of the registry's sets; `None` loads from the Hub.
-        split (`str`, *optional*): of a Hub dataset (default `"train"`) or of the arithmetic task.
+        split (`str`, *optional*): of a Hub dataset (default `"train"`) or of an embedded task.
         size (`int`, *optional*): keep this many rows, chosen by `seed`; `None` keeps all.
         seed (`int`, defaults to `0`).
         problem_column, answer_column (`str`): columns of files and Hub datasets outside the registry. A `prompt` column
@@ -100,10 +102,9 @@ def load_rows(
         FileNotFoundError: a local file is missing.
         ValueError: the needed columns are missing, or the set is unknown or empty.
     """
-    if name == "arithmetic":
-        from .arithmetic import problems
-
-        return problems(split or "train", size or 4096, seed)
+    if name in EMBEDDED:
+        task = importlib.import_module(f".{name}", __package__)
+        return task.problems(split or "train", size or 4096, seed)
     source = SOURCES.get(name)
     if source is not None:
         table = _read(source, data_dir)
@@ -188,7 +189,7 @@ def _read_unregistered(name: str, split: str | None):
         return load_dataset(name, split=split or "train")
     except Exception as error:
         raise ValueError(
-            f"{name!r} is no known set ({', '.join(['arithmetic', *SOURCES])}), no .jsonl, .json, .csv or .parquet file, "
+            f"{name!r} is no known set ({', '.join([*EMBEDDED, *SOURCES])}), no .jsonl, .json, .csv or .parquet file, "
             f"and could not be loaded from the Hub ({type(error).__name__}: {error})."
         ) from error
 

@@ -55,7 +55,7 @@ class EvaluationConfig(TeacherFields):
 
     Args:
         student (`str`): a folder or a Hub id.
-        benchmark (`str`): a registered set (see `data/sources.py`), `"arithmetic"`, a file, or a Hub dataset.
+        benchmark (`str`): a registered set (see `data/sources.py`), `"arithmetic"`, `"lookups"`, a file, or a Hub dataset.
         teacher (`str`, *optional*, from the student), other `teacher_` fields: see [`~relay_trl.options.TeacherFields`].
         methods (`list[str]`, defaults to `student relay teacher`): of `student`, `teacher`, `relay`, `relay_no_teacher`
             and `fixed_n` (`fixed_4`: every call gets 4 tokens).

@@ -1,5 +1,7 @@
-"""Pretrain one model of the embedded arithmetic pair from scratch, save it, and print its accuracy by kind."""
+"""Pretrain one model of an embedded pair from scratch, save it, and print its accuracy by kind."""
 
+import importlib
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +16,7 @@ from transformers import (
 )
 from trl import TrlParser
 
-from relay_trl.data.arithmetic import KINDS, answer_of, build_tokenizer, corpus, problems
+from relay_trl.data.embedded import EMBEDDED
 
 
 @dataclass
@@ -23,49 +25,59 @@ class PretrainArguments:
     What the model and its corpus are; the rest is [`~transformers.TrainingArguments`].
 
     Args:
+        task (`str`): `"arithmetic"` or `"lookups"`.
         hidden_size (`int`): Width of the model.
         intermediate_size (`int`): Width of the feed-forward layers.
-        is_hard_wrong (`bool`): Whether the corpus has wrong hard products: the student's has, the teacher's has not.
+        is_student (`bool`): Whether the corpus is the student's, which has some things wrong, or the teacher's.
         corpus_size (`int`, *optional*, defaults to `140000`): Number of training texts.
         test_size (`int`, *optional*, defaults to `600`): Number of test problems for the closing table.
         num_threads (`int`, *optional*, defaults to `1`): Torch threads; more than one slows models this small down.
     """
 
+    task: str
     hidden_size: int
     intermediate_size: int
-    is_hard_wrong: bool
+    is_student: bool
     corpus_size: int = field(default=140_000)
     test_size: int = field(default=600)
     num_threads: int = field(default=1)
 
+    def __post_init__(self):
+        if self.task not in EMBEDDED:
+            raise ValueError(f"task is {self.task!r}; it must be one of {', '.join(EMBEDDED)}.")
+
 
 def tokenize(row, tokenizer):
-    """Encode one text; the loss is on the worked answer and the end token, as nobody has to guess the question."""
-    question = row["text"].index("=") + 1
-    input_ids = tokenizer(row["text"])["input_ids"] + [tokenizer.eos_token_id]
-    return {"input_ids": input_ids, "labels": [-100] * question + input_ids[question:]}
+    """Encode one text; nobody has to guess the question or a remark in brackets, so the loss leaves them out."""
+    input_ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + [tokenizer.eos_token_id]
+    labels = [-100] * len(row["prompt"]) + input_ids[len(row["prompt"]) :]  # a token is a character
+    for remark in re.finditer(r"\(\d+\)", row["completion"]):
+        for place in range(*remark.span()):
+            labels[len(row["prompt"]) + place] = -100
+    return {"input_ids": input_ids, "labels": labels}
 
 
 @torch.inference_mode()
-def accuracy_by_kind(model, tokenizer, rows, temperature):
+def accuracy_by_kind(model, tokenizer, task, rows, temperature):
     """Answer `rows` once, greedily at temperature 0, and return the share of right answers overall and by kind."""
     inputs = tokenizer([row["prompt"] for row in rows], padding=True, return_tensors="pt")
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    outputs = model.generate(**inputs, max_new_tokens=40, **sampling)
+    outputs = model.generate(**inputs, max_new_tokens=120, **sampling)
     texts = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    is_right = [answer_of(text) == row["answer"] for text, row in zip(texts, rows, strict=True)]
-    groups = {kind: [is_right[i] for i, row in enumerate(rows) if row["kind"] == kind] for kind in KINDS}
+    is_right = [task.answer_of(text) == row["answer"] for text, row in zip(texts, rows, strict=True)]
+    groups = {kind: [is_right[i] for i, row in enumerate(rows) if row["kind"] == kind] for kind in task.KINDS}
     return {name: sum(group) / len(group) for name, group in {"overall": is_right, **groups}.items()}
 
 
 def main():
     """Parse, build the data and the model, train, save, report."""
     args, training_args = TrlParser((PretrainArguments, TrainingArguments)).parse_args_and_config()
+    task = importlib.import_module(f"relay_trl.data.{args.task}")
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(training_args.seed)
-    tokenizer = build_tokenizer()
-    dataset = Dataset.from_list(corpus(args.corpus_size, training_args.seed, args.is_hard_wrong))
-    dataset = dataset.map(tokenize, fn_kwargs={"tokenizer": tokenizer}, remove_columns="text")
+    tokenizer = task.build_tokenizer()
+    dataset = Dataset.from_list(task.corpus(args.corpus_size, training_args.seed, args.is_student))
+    dataset = dataset.map(tokenize, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["prompt", "completion"])
 
     special_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = Qwen3Config(
@@ -89,9 +101,9 @@ def main():
     tokenizer.save_pretrained(training_args.output_dir)
 
     print(f"{model.num_parameters():,} parameters, saved in {training_args.output_dir}")
-    rows = problems("test", args.test_size)
+    rows = task.problems("test", args.test_size)
     for temperature in (0.0, 1.0):
-        shares = accuracy_by_kind(model.eval(), tokenizer, rows, temperature)
+        shares = accuracy_by_kind(model.eval(), tokenizer, task, rows, temperature)
         print(f"temperature {temperature}: " + "  ".join(f"{name} {share:.3f}" for name, share in shares.items()))
 
 
