@@ -96,6 +96,17 @@ class CallSyntax:
         """`text` without its well-formed commands; nothing else is changed."""
         return _without(text, 0, self.find(text))
 
+    def number_tokens(self, ids: list[int], text: str, codec: Codec) -> list[int]:
+        """Which of `ids`, which decode to `text`, hold a digit of a command's n: their places, in order."""
+        places: list[int] = []
+        for command in self.find(text):
+            digits = re.search("[0-9]+", text[command.start + len(self.open_tag) : command.end])
+            assert digits is not None
+            start = command.start + len(self.open_tag) + digits.start()
+            first = tokens_until(ids, text, start + 1, codec) - 1
+            places += range(first, tokens_until(ids, text, start + len(digits[0]), codec))
+        return places
+
     def remove_from_ids(self, ids: list[int], text: str, codec: Codec) -> list[int]:
         """`ids` without the tokens of their commands.
 

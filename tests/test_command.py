@@ -1,5 +1,7 @@
 """The call syntax in texts and in token ids."""
 
+import re
+
 import pytest
 import reference
 import tokenizers_for_tests as kinds
@@ -186,6 +188,19 @@ def test_ids_beside_commands_stay_however_many_bytes_stand_around(name):
             right = ["a", "b", *split("🙂") * after, "a", "b"]
             expected = spell(name, left + right)
             assert removed(name, spell(name, [*left, *CALL, *right])) == expected
+
+
+@pytest.mark.parametrize("name", list(VOCABULARIES))
+def test_number_tokens_are_those_that_hold_a_digit_of_n(name):
+    vocabulary = VOCABULARIES[name]
+    ids = vocabulary.encode("so 12 é <call> 305 </call>.\n中<call>x</call><call>0</call><call>7</call> 9")
+    text = vocabulary.decode(ids)
+    places = SYNTAX.number_tokens(ids, text, vocabulary)
+    starts = [len(vocabulary.decode(ids[:place])) for place in places]
+    pieces = [vocabulary.decode([ids[place]]) for place in places]
+    assert "".join(re.findall("[0-9]", "".join(pieces))) == "3057"
+    commands = SYNTAX.find(text)
+    assert all(any(c.start < start < c.end for c in commands) for start in starts)
 
 
 def test_remove_from_ids_that_do_not_fit_their_text_encodes_the_text():

@@ -139,6 +139,29 @@ def test_the_teacher_may_be_a_real_model(tmp_path):
     assert entry["relay/delivered"] == 5 and entry["relay/teacher_failures"] == 0
 
 
+def test_the_bonus_raises_the_entropy_of_n_and_without_it_nothing_is_learnt_from_equal_rewards(tmp_path):
+    plain = grpo_trainer(grpo_config(tmp_path), in_turn("call, wrong"))
+    before = weights_of(plain)
+    plain.train()
+    assert are_equal(before, weights_of(plain))
+
+    args = grpo_config(tmp_path, call_entropy_coef=1.0, learning_rate=1e-5, max_steps=6, per_device_train_batch_size=4)
+    trainer = grpo_trainer(args, in_turn("call, wrong"), train=rows(1))
+    trainer.train()
+    losses = [step["loss"] for step in steps_of(trainer)]  # all rewards are equal, so only the bonus is in them
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 1.2 * losses[0] < 0
+
+
+def test_the_bonus_is_a_mean_however_a_step_is_cut_into_batches(tmp_path):
+    losses = []
+    for cut in ({}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}):
+        args = grpo_config(tmp_path, call_entropy_coef=1.0, max_steps=1, **cut)
+        trainer = grpo_trainer(args, in_turn("call, wrong"))
+        trainer.train()
+        losses.append(steps_of(trainer)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] < -0.1
+
+
 # --- a teacher that fails ---
 
 
@@ -301,6 +324,7 @@ def test_a_reward_that_returns_the_wrong_number_of_values(tmp_path, my_rewards, 
         ({"extra_rewards": ["trainer_rewards:nope"]}, "extra_rewards 'trainer_rewards:nope' cannot be imported"),
         ({"reward_kwargs": {"unsolvable": 0.1}}, "reward_kwargs .*unsolvable"),
         ({"max_teacher_failures": 1.5}, "max_teacher_failures is 1.5"),
+        ({"call_entropy_coef": -0.1}, "call_entropy_coef is -0.1"),
         ({"teacher_api": "rest"}, "teacher_api is 'rest'"),
         ({"fixed_call_tokens": 0}, "fixed_call_tokens is 0"),
         ({"max_calls": -1}, "max_calls is -1"),

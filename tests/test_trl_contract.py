@@ -12,7 +12,7 @@ from trainers_for_tests import grpo_config, grpo_trainer, in_turn, rows
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import unwrap_model_for_generation
 
-from relay_trl.training import adapter
+from relay_trl.training import adapter, call_entropy
 
 MIXED = ("right", "call to the end", "wrong", "call, wrong")
 
@@ -99,6 +99,32 @@ def test_any_value_at_a_masked_position_leaves_the_loss_alone(batch, value):
     plain = loss_and_gradients(trainer, {**inputs, "old_per_token_logps": old})
     filled = torch.where(inputs["tool_mask"] == 0, value, old)
     assert is_same(loss_and_gradients(trainer, {**inputs, "old_per_token_logps": filled}), plain)
+
+
+def test_entropies_of_a_loss_can_be_kept_and_the_number_mask_finds_the_calls_digits(batch):
+    trainer, inputs = batch
+    with call_entropy.kept_entropies(trainer) as kept:
+        trainer._compute_loss(trainer.model, inputs)
+    assert "_get_per_token_logps_and_entropies" not in vars(trainer)
+    (entropies,) = kept
+    assert entropies.requires_grad and entropies.shape == inputs["completion_ids"].shape
+    mask = call_entropy.number_mask(inputs, trainer._vocabulary, trainer.args.syntax)
+    marked = [
+        trainer._vocabulary.decode(ids[row == 1].tolist())
+        for ids, row in zip(inputs["completion_ids"], mask, strict=True)
+    ]
+    assert sorted(marked) == ["", "", "", "", "2", "2", "90", "90"]
+
+    with torch.no_grad():  # worked out from the model's own logits
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        logits = trainer.model(ids, attention_mask=attention).logits[:, inputs["prompt_ids"].shape[1] - 1 : -1]
+        expected = torch.distributions.Categorical(logits=logits).entropy()
+    real = inputs["completion_mask"] == 1
+    assert (entropies - expected)[real].abs().max() < 1e-4
+    assert call_entropy.mean_entropy(entropies, mask).item() == pytest.approx(
+        expected[mask == 1].mean().item(), rel=1e-4
+    )
 
 
 def corrected(trainer, fill):

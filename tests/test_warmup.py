@@ -244,11 +244,44 @@ def test_weights_are_the_frequencies_of_calls():
         ({"call_weights": [1.0, -1.0]}, "non-negative"),
         ({"open_tag": "<x>", "close_tag": "<x>"}, "the two must differ"),
         ({"temperature": -1.0}, "temperature must be >= 0"),
+        ({"step_share": 1.5, "step_end": ";"}, "step_share is 1.5; it is a share between 0 and 1"),
+        ({"step_share": 0.5}, "step_end is not set"),
+        ({"step_share": 0.5, "step_end": "("}, "no regular expression"),
     ],
 )
 def test_what_makes_no_warmup(fields, said):
     with pytest.raises(ValueError, match=said):
         WarmupConfig(**{"student": "s", "output": "o", **fields})
+
+
+def step_calls(step_end, step_share=1.0, size=40):
+    """Calls put into a worked answer: what each asks for, and the answer from there on."""
+    vocabulary = VOCABULARIES["characters-tags"]
+    text = "12*3=36;36+4=40;#40"
+    ids, found = vocabulary.encode(text), []
+    for seed in range(size):
+        rng = random.Random(seed)
+        written = insert_calls(ids, vocabulary, SYNTAX, rng, 1, 4, "#", step_share, step_end)
+        (command,) = SYNTAX.find(vocabulary.decode(written))
+        found.append((command.n, vocabulary.encode(text[command.start :])))
+    return vocabulary, found
+
+
+@pytest.mark.parametrize(("step_end", "ends"), [(";", ";"), (r"(?=;)", ""), ("!", None)])
+def test_calls_to_the_end_of_the_step(step_end, ends):
+    vocabulary, found = step_calls(step_end)
+    for n, rest in found:
+        text = vocabulary.decode(rest)
+        step = (
+            text if ends is None else text[: text.find(";", not ends) + len(ends)] if ";" in text[not ends :] else text
+        )
+        assert vocabulary.decode(rest[:n]).startswith(step) and not vocabulary.decode(rest[: n - 1]).startswith(step)
+    assert len({n for n, _ in found}) > 2
+
+
+def test_a_share_of_calls_reaches_to_the_end_of_the_step():
+    lengths = {share: [n for n, _ in step_calls(";", share, 200)[1]] for share in (0.0, 0.5)}
+    assert sum(n > 19 for n in lengths[0.0]) > 100 > sum(n > 19 for n in lengths[0.5]) > 30
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

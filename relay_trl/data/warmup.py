@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..command import CallSyntax
+from ..command import CallSyntax, tokens_until
 from ..engines.base import Engine, Sampling
 from ..options import PromptFields
 from ..prompts import PromptBuilder
@@ -34,6 +34,9 @@ class WarmupConfig(PromptFields):
         max_completion_length (`int`, defaults to `1024`): most tokens of an answer; answers that do not end are left out.
         call_weights (`list[float]`): relative frequency of answers with 0, 1, 2, ... calls; the paper has 0 to 3.
         num_orders (`int`, defaults to `4`): n is a digit 1 to 9 times 10^0 .. 10^(num_orders - 1).
+        step_share (`float`, defaults to `0.0`): share of calls whose n reaches to the end of the step that they stand in,
+            instead; the paper has none. Long answers of many steps hold few calls that random lengths fit.
+        step_end (`str`, *optional*): regular expression of what ends a step, itself part of it, such as `;` or `\\n`.
         add_call_tokens (`bool`, defaults to `False`): write the tags as added special tokens.
         seed (`int`, defaults to `42`).
     """
@@ -49,6 +52,8 @@ class WarmupConfig(PromptFields):
         default_factory=lambda: [1.0, 1.0, 1.0, 1.0], metadata={"help": "Frequency of 0, 1, 2, ... calls."}
     )
     num_orders: int = field(default=4, metadata={"help": "n is a digit times 10^0 .. 10^(num_orders - 1)."})
+    step_share: float = field(default=0.0, metadata={"help": "Share of calls that reach to the end of their step."})
+    step_end: str | None = field(default=None, metadata={"help": "Regular expression of what ends a step."})
     add_call_tokens: bool = field(default=False, metadata={"help": "Write the tags as added special tokens."})
     chat_template_kwargs: dict | None = field(default=None, metadata={"help": "Passed to the chat template."})
     seed: int = field(default=42, metadata={"help": "Fixes answers and calls."})
@@ -64,6 +69,14 @@ class WarmupConfig(PromptFields):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.call_weights or min(self.call_weights) < 0 or sum(self.call_weights) <= 0:
             raise ValueError(f"call_weights is {self.call_weights}; give non-negative numbers that are not all zero.")
+        if not 0 <= self.step_share <= 1:
+            raise ValueError(f"step_share is {self.step_share}; it is a share between 0 and 1.")
+        if self.step_share and not self.step_end:
+            raise ValueError(f"step_share is {self.step_share}, but step_end is not set; say what ends a step, as ';'.")
+        try:
+            re.compile(self.step_end or "")
+        except re.error as error:
+            raise ValueError(f"step_end is {self.step_end!r}, which is no regular expression: {error}.") from error
 
 
 def call_spots_end(text: str, marker: str | None) -> tuple[int, list[tuple[int, int]]]:
@@ -123,6 +136,8 @@ def insert_calls(
     num_calls: int,
     num_orders: int = 4,
     marker: str | None = None,
+    step_share: float = 0.0,
+    step_end: str | None = None,
 ) -> list[int]:
     """`ids` with up to `num_calls` commands put in between tokens; the tokens themselves stay as sampled.
 
@@ -145,10 +160,21 @@ def insert_calls(
     written: list[int] = []
     for i in range(len(ids) + 1):
         if i in spots:
-            n = rng.randint(1, 9) * 10 ** rng.randrange(num_orders)
+            if step_share and i < len(ids) and rng.random() < step_share:
+                n = _tokens_to_step_end(ids, i, text, vocabulary, step_end or "$")
+            else:
+                n = rng.randint(1, 9) * 10 ** rng.randrange(num_orders)
             written += command_ids(n, vocabulary, syntax)
         written += ids[i : i + 1]
     return written
+
+
+def _tokens_to_step_end(ids: list[int], start: int, text: str, vocabulary: Vocabulary, step_end: str) -> int:
+    """Tokens from `ids[start]` to the end of its step, at least one; without an end, to that of the answer."""
+    begin = len(vocabulary.decode(ids[:start]))
+    ends = (match.end() for match in re.finditer(step_end, text))
+    end = next((end for end in ends if end > begin), len(text))
+    return max(1, tokens_until(ids, text, end, vocabulary) - start)
 
 
 async def warmup_rows(
@@ -189,7 +215,17 @@ async def warmup_rows(
         rng = random.Random(f"{config.seed}/{i}")
         num_calls = rng.choices(range(len(config.call_weights)), config.call_weights)[0]
         own = trace.completion_ids[:-1]
-        ids = insert_calls(own, vocabulary, config.syntax, rng, num_calls, config.num_orders, config.answer_marker)
+        ids = insert_calls(
+            own,
+            vocabulary,
+            config.syntax,
+            rng,
+            num_calls,
+            config.num_orders,
+            config.answer_marker,
+            config.step_share,
+            config.step_end,
+        )
         text = vocabulary.decode(ids)
         row = rows[i // config.samples]
         yield {

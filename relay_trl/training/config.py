@@ -31,6 +31,8 @@ class RelayFields(TeacherFields, PromptFields):
         reward_kwargs (`dict`, *optional*): options of the reward.
         extra_rewards (`list[str]`, *optional*): dotted paths of TRL-style per-rollout rewards beside it; `reward_weights`
             weighs them all, the group reward first.
+        call_entropy_coef (`float`, defaults to `0.0`): weight of a bonus on the entropy of n's digits, mean over those of a
+            micro-batch, which keeps n from settling early; the paper has none.
         grading_time_limit_s (`float`, defaults to `5.0`): seconds for one answer.
         rollouts_max_mb (`int`, defaults to `512`): MiB of rollouts that each process keeps under `output_dir/_rollouts`, for
             `relay-trl watch`; the oldest go first. 0 writes none.
@@ -49,6 +51,7 @@ class RelayFields(TeacherFields, PromptFields):
     )
     reward_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the reward."})
     extra_rewards: list[str] | None = field(default=None, metadata={"help": "TRL-style rewards beside it, module:fn."})
+    call_entropy_coef: float = field(default=0.0, metadata={"help": "Bonus on the entropy of n's digits."})
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
     rollouts_max_mb: int = field(default=512, metadata={"help": "MiB of rollouts kept on disk by each process."})
 
@@ -86,6 +89,8 @@ class RelayGRPOConfig(RedactedArguments, RelayFields, GRPOConfig):
             raise ValueError(
                 f"rollouts_max_mb is {self.rollouts_max_mb}; give the MiB to keep, or 0 to write no rollouts."
             )
+        if self.call_entropy_coef < 0:
+            raise ValueError(f"call_entropy_coef is {self.call_entropy_coef}; it must be 0 (no bonus) or more.")
         self.check_teacher()
         if self.use_vllm and importlib.util.find_spec("vllm") is None:
             raise ImportError(

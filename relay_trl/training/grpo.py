@@ -20,7 +20,9 @@ from ..grading import Grader
 from ..prompts import PromptBuilder
 from ..rewards import difficulty, load_function, load_reward
 from ..rollouts import RolloutWriter
+from ..vocabulary import Vocabulary
 from . import adapter
+from .call_entropy import kept_entropies, mean_entropy, number_mask
 from .config import RelayGRPOConfig
 from .metrics import FACTS, facts, summarize
 from .progress import RelayProgressCallback
@@ -91,6 +93,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             )
         builder = PromptBuilder(self._tokenizer, teacher, **args.prompt_options())
         self.rollouts = adapter.Rollouts(builder, args.relay_config(), teacher)
+        self._vocabulary = Vocabulary(self._tokenizer)
         self.grader = Grader(args.answer_marker, args.grading_time_limit_s)
         ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.writer = RolloutWriter(args.output_dir, args.syntax, *ranks, max_mb=args.rollouts_max_mb)
@@ -125,6 +128,15 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             place = (self.state.global_step + 1, self._counter[1], first, self.num_generations)
             self.writer.add(*place, inputs, *self._scored[:3], advantages, self._scored[3])
         return output
+
+    def _compute_loss(self, model, inputs):
+        if not self.args.call_entropy_coef:
+            return super()._compute_loss(model, inputs)
+        with kept_entropies(self) as kept:
+            loss = super()._compute_loss(model, inputs)
+        entropy = mean_entropy(kept[0], number_mask(inputs, self._vocabulary, self.args.syntax))
+        parts = self.current_gradient_accumulation_steps if self._mode == "train" else 1  # as TRL scales its own bonus
+        return loss - self.args.call_entropy_coef * entropy / parts
 
     def evaluate(self, *args, **kwargs):
         self._counter = (None, 0)  # every evaluation draws the same random numbers

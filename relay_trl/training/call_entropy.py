@@ -1,0 +1,55 @@
+"""A bonus on the entropy of n: which tokens of a batch hold the digits of a call's n, and how uncertain the student was.
+
+Stands beside `adapter.py`: it touches TRL's undocumented loss, held by tests/test_trl_contract.py. Can go when TRL lets a
+bonus act on chosen tokens; its own `entropy_coef` acts on all.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..command import CallSyntax
+from ..vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from .grpo import RelayGRPOTrainer
+
+
+@contextmanager
+def kept_entropies(trainer: "RelayGRPOTrainer") -> Iterator[list[torch.Tensor]]:
+    """Keeps the entropies that a `_compute_loss` inside works out, shape (rollouts, T), with their gradient."""
+    kept: list[torch.Tensor] = []
+    compute = trainer._get_per_token_logps_and_entropies
+
+    def compute_and_keep(*args, **kwargs):
+        found = compute(*args, **kwargs)
+        kept.append(found[1])
+        return found
+
+    trainer._get_per_token_logps_and_entropies = compute_and_keep
+    try:
+        yield kept
+    finally:
+        del trainer._get_per_token_logps_and_entropies  # the class's own shows again
+
+
+def number_mask(inputs: dict[str, torch.Tensor], vocabulary: Vocabulary, syntax: CallSyntax) -> torch.Tensor:
+    """1 for tokens with digits of n in the student's commands, shape (rollouts, T), of what a loss is made of."""
+    mask = torch.zeros_like(inputs["completion_ids"], dtype=torch.float32)
+    is_own = inputs["completion_mask"] * inputs["tool_mask"]
+    for row, ids, own in zip(mask, inputs["completion_ids"].tolist(), is_own.tolist(), strict=True):
+        place = 0
+        for is_student, run in groupby(own):
+            words = ids[place : place + len(list(run))]
+            for k in syntax.number_tokens(words, vocabulary.decode(words), vocabulary) if is_student else ():
+                row[place + k] = 1.0
+            place += len(words)
+    return mask
+
+
+def mean_entropy(entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `entropies` over the tokens of `mask`; 0 without any."""
+    return (entropies * mask).sum() / mask.sum().clamp(min=1.0)
