@@ -60,13 +60,17 @@ endef
 export VLLM_CPU_REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-vllm test-distributed test-slow lint format install clean
+.PHONY: help quickstart reproduce test test-fast test-vllm test-distributed test-slow lint format install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(BASE)  ## train the small arithmetic pair and print the results table (no vLLM needed)
 	$(PY) recipes/quickstart.py
+
+reproduce: $(BASE)  ## train and evaluate every setting of both embedded pairs with three seeds: hours; goes on where it was
+	$(PY) recipes/reproduce.py --plan recipes/configs/arithmetic/reproduce.yaml
+	$(PY) recipes/reproduce.py --plan recipes/configs/lookups/reproduce.yaml
 
 test: $(ALL)  ## ruff, the fast suite, then the tests with engines and several processes
 	$(PY) -m ruff check .

@@ -7,37 +7,16 @@ there already is not run again; delete runs/arithmetic to begin anew.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from relay_trl.cli import run
+from relay_trl.stages import stage
 
 CONFIGS = Path("recipes/configs/arithmetic")
-LAUNCH = ["-m", "accelerate.commands.launch", "-q", "--config_file", "accelerate_configs/cpu.yaml"]
 LABELS = {"student": {}, "grpo_baseline": {"student": "GRPO without teacher"}, "grpo": {}}
 """The evaluated runs, the untrained student first, and what the table calls their methods."""
 METHODS = ["relay", "relay_no_teacher", "fixed_4", "fixed_16", "teacher"]
-
-
-def stage(title: str, result: Path, recipe: str, config: str, is_training: bool = False, **options: object):
-    """Runs a recipe in a process of its own, unless its `result` is there."""
-    if result.exists():
-        print(f"== {title}: kept {result}", flush=True)
-        return
-    print(f"== {title}", flush=True)
-    started = time.perf_counter()
-    command = [sys.executable, *(LAUNCH if is_training else []), f"recipes/{recipe}.py", "--config"]
-    lists = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
-    given = [str(word) for name, values in lists.items() for word in (f"--{name}", *values)]
-    # Threads that wait must not spin: beside other work on the machine that makes a step ten times as long. Decoding so
-    # small a model is faster on one thread; training is not, and accelerate picks its threads itself
-    env = {"OMP_WAIT_POLICY": "PASSIVE", **({} if is_training else {"OMP_NUM_THREADS": "1"}), **os.environ}
-    if subprocess.run([*command, str(CONFIGS / f"{config}.yaml"), *given], env=env).returncode != 0:
-        raise RuntimeError(f"The stage '{title}' failed; its error is above.")
-    print(f"   {time.perf_counter() - started:.0f} s\n", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,26 +36,26 @@ def main():
 
     warmup, sft, grpo, baseline = out / "warmup.jsonl", out / "sft", out / "grpo", out / "grpo_baseline"
     title = "warm-up data: the student's own answers with calls put in"
-    stage(title, warmup, "build_warmup", "build_warmup", output=warmup, dataset_size=args.rows, seed=args.seed)
+    stage(title, warmup, "build_warmup", CONFIGS, output=warmup, dataset_size=args.rows, seed=args.seed)
 
     title = "warm-up: the syntax of a call"
     options = {"warmup_data": warmup, "output_dir": sft, "seed": args.seed}
-    stage(title, sft / "model.safetensors", "sft_warmup", "sft_warmup", True, **options)
+    stage(title, sft / "model.safetensors", "sft_warmup", CONFIGS, **options)
 
     title = "GRPO with the teacher: when to call"
     options = {"model_name_or_path": sft, "output_dir": grpo, "max_steps": args.max_steps, "seed": args.seed}
-    stage(title, grpo / "trainer_state.json", "grpo_relay", "grpo_relay", True, **options)
+    stage(title, grpo / "trainer_state.json", "grpo_relay", CONFIGS, **options)
 
     title = "GRPO without a teacher"
     options = {"output_dir": baseline, "max_steps": args.max_steps, "seed": args.seed}
-    stage(title, baseline / "trainer_state.json", "grpo_relay", "grpo_baseline", True, **options)
+    stage(title, baseline / "trainer_state.json", "grpo_relay", CONFIGS, "grpo_baseline", **options)
 
     for name in LABELS:
         folder = out / "evaluation" / name
         options = {"output_dir": folder, "size": args.size}
         options["student"] = "data/arithmetic/student" if name == "student" else out / name
         options["methods"] = METHODS if name == "grpo" else ["student"]
-        stage(f"evaluation: {name}", folder / "results.json", "evaluate", "evaluate", **options)
+        stage(f"evaluation: {name}", folder / "results.json", "evaluate", CONFIGS, **options)
 
     report(out)
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes.")

@@ -2,11 +2,14 @@
 
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,3 +44,59 @@ def test_all_stages_run_and_are_kept(tmp_path):
     again = quickstart(out)
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout.count("kept") == 7 and "answers" not in again.stderr
+
+
+def reproduce(plan: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "recipes/reproduce.py", "--plan", str(plan), "--seeds", "1", *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def small_plan(folder: Path) -> Path:
+    """The shipped plan and configs with two candidates, two runs and a handful of problems."""
+    configs = folder / "configs"
+    shutil.copytree(ROOT / "recipes/configs/arithmetic", configs)
+    plan = yaml.safe_load((configs / "reproduce.yaml").read_text())
+    assert {"relay", "grpo_alone", "simple_reward", "no_warmup", "fixed_4"} <= set(plan["runs"])
+    plan |= {"output_dir": str(folder / "out"), "validation_size": 12, "test_size": 12}
+    plan["warmups"] = {"random": {"build": {"dataset_size": 64}}}
+    plan["runs"] = {name: plan["runs"][name] for name in ("relay", "grpo_alone")}
+    (configs / "reproduce.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    return configs / "reproduce.yaml"
+
+
+@pytest.mark.slow
+def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
+    plan = small_plan(tmp_path)
+    done = reproduce(plan, "--max_steps", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = (tmp_path / "out/results.md").read_text()
+    rows = [line.split("|")[1].strip() for line in results.splitlines() if line.startswith("| ")]
+    ours = ["relay: relay", "relay: relay_no_teacher", "grpo_alone: student"]
+    assert rows == ["method", "---", "student", "teacher", *ours, "candidate", "paper", "constant"]
+    assert "Picked on the validation split: " in results
+    lines = (tmp_path / "out/evaluation/paper_validation/answers.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["settings"]["split"] == "validation" and len(lines) == 13
+
+    (tmp_path / "out/evaluation/grpo_alone_seed_1/results.json").unlink()
+    again = reproduce(plan, "--max_steps", "1")
+    assert again.returncode == 0 and again.stdout.count(": kept ") == again.stdout.count("== ") - 1
+    assert (tmp_path / "out/results.md").read_text() == results
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["recipes/configs/arithmetic/reproduce.yaml", "--runs", "relay", "magic"],
+            "no run magic; it has relay, grpo_alone",
+        ),
+        (["none.yaml"], "the file none.yaml does not exist"),
+    ],
+)
+def test_a_reproduction_refuses_what_is_not_there(options, said, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--plan", *options])
+    with pytest.raises(SystemExit):
+        runpy.run_path("recipes/reproduce.py", run_name="__main__")
+    assert said in capsys.readouterr().err

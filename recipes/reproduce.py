@@ -1,0 +1,100 @@
+"""The paper's comparisons on an embedded pair: trains every setting with several seeds, evaluates it, and prints one table.
+
+    python recipes/reproduce.py --plan recipes/configs/arithmetic/reproduce.yaml
+
+The relay's settings are picked among the plan's `candidates` on the validation split, with the first seed; then come its
+`runs`, each over all seeds before the next. results.md in the output folder is brought up to date after every run. A stage
+whose result is there is not run again: a killed reproduction goes on where it was.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+from relay_trl.cli import check_file, run
+from relay_trl.stages import stage
+
+
+def warm_up(plan: dict, name: str, seed: int) -> Path:
+    """The student after the warm-up called `name`."""
+    options, folder = plan["warmups"][name] or {}, Path(plan["output_dir"]) / f"seed_{seed}"
+    build, sft, out = options.get("build", {}), options.get("sft", {}), folder / f"sft_{name}"
+    rows = folder / f"warmup_{name if build else 'random'}.jsonl"
+    stage(f"warm-up data {name}, seed {seed}", rows, "build_warmup", plan["configs"], output=rows, seed=seed, **build)
+    sft = {"warmup_data": rows, "output_dir": out, "seed": seed, **sft}
+    stage(f"warm-up {name}, seed {seed}", out / "model.safetensors", "sft_warmup", plan["configs"], **sft)
+    return out
+
+
+def train(plan: dict, name: str, setting: dict, seed: int, max_steps: int | None) -> Path:
+    """The student trained with a setting."""
+    out = Path(plan["output_dir"]) / f"seed_{seed}" / name
+    options = {"output_dir": out, "seed": seed, "max_steps": max_steps, **setting.get("grpo", {})}
+    if setting.get("warmup"):
+        options["model_name_or_path"] = warm_up(plan, setting["warmup"], seed)
+    config = setting.get("config", "grpo_relay")
+    stage(f"{name}, seed {seed}", out / "trainer_state.json", "grpo_relay", plan["configs"], config, **options)
+    return out
+
+
+def evaluate(plan: dict, student: str | Path, methods: list[str], name: str, split: str = "test") -> Path:
+    """The folder with the answers of a student."""
+    folder, size = Path(plan["output_dir"]) / "evaluation" / name, plan[f"{split}_size"]
+    options = {"student": student, "methods": methods, "output_dir": folder, "split": split, "size": size}
+    stage(f"evaluation of {name}", folder / "results.json", "evaluate", plan["configs"], **options)
+    return folder
+
+
+def choose(plan: dict, seed: int, max_steps: int | None) -> tuple[str, str]:
+    """The candidate with the largest accuracy - rho (the paper's simple reward) on the validation split, and a table."""
+    scores, lines = {}, ["| candidate | accuracy % | rho % | median n |", "|---|---:|---:|---:|"]
+    for name, setting in plan["candidates"].items():
+        student = train(plan, name, setting, seed, max_steps)
+        folder = evaluate(plan, student, ["relay"], f"{name}_validation", "validation")
+        (row,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+        accuracy, rho = 100 * row["accuracy"], 100 * row["teacher_share"]
+        scores[name] = accuracy - rho
+        lines.append(f"| {name} | {accuracy:.1f} | {rho:.1f} | {row['requested'] or '-'} |")
+    best = max(scores, key=lambda name: scores[name])
+    return best, "\n".join([*lines, f"\nPicked on the validation split: {best}.\n"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", required=True, help="recipes/configs/<task>/reproduce.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--runs", nargs="+", help="only these runs of the plan")
+    parser.add_argument("--max_steps", type=int, help="GRPO steps, over the YAML's")
+    args = parser.parse_args()
+    path = Path(check_file(args.plan, "plan"))
+    plan = {**yaml.safe_load(path.read_text(encoding="utf-8")), "configs": path.parent}
+    unknown = set(args.runs or ()) - set(plan["runs"])
+    if unknown:
+        raise ValueError(f"The plan has no run {', '.join(sorted(unknown))}; it has {', '.join(plan['runs'])}.")
+
+    ends = [evaluate(plan, plan["student"], ["student", "teacher"], "ends")]
+    best, table = choose(plan, args.seeds[0], args.max_steps)
+    chosen = plan["candidates"][best]
+    groups: dict[str, list[Path]] = {}
+    for name in args.runs or plan["runs"]:
+        changed = plan["runs"][name]
+        setting = {**chosen, **changed, "grpo": {**chosen.get("grpo", {}), **changed.get("grpo", {})}}
+        for seed in args.seeds:
+            # The run that changes nothing is the candidate itself
+            student = train(plan, best if set(changed) == {"methods"} else name, setting, seed, args.max_steps)
+            groups.setdefault(name, []).append(evaluate(plan, student, setting["methods"], f"{name}_seed_{seed}"))
+            write_table(plan, ends, groups, table)
+    print((Path(plan["output_dir"]) / "results.md").read_text(encoding="utf-8"))
+
+
+def write_table(plan: dict, ends: list[Path], groups: dict[str, list[Path]], choice: str):
+    from relay_trl.evaluation.seeds import table_of_folders  # takes seconds
+
+    table = table_of_folders(groups, ends)
+    (Path(plan["output_dir"]) / "results.md").write_text(f"{table}\n{choice}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
