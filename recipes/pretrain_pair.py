@@ -1,8 +1,6 @@
 """Pretrain one model of an embedded pair from scratch, save it, and print its accuracy by kind."""
 
-import importlib
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
@@ -16,7 +14,7 @@ from transformers import (
 )
 from trl import TrlParser
 
-from relay_trl.data.embedded import EMBEDDED
+from relay_trl.data.embedded import load_task, with_labels
 
 
 @dataclass
@@ -38,23 +36,9 @@ class PretrainArguments:
     hidden_size: int
     intermediate_size: int
     is_student: bool
-    corpus_size: int = field(default=140_000)
-    test_size: int = field(default=600)
-    num_threads: int = field(default=1)
-
-    def __post_init__(self):
-        if self.task not in EMBEDDED:
-            raise ValueError(f"task is {self.task!r}; it must be one of {', '.join(EMBEDDED)}.")
-
-
-def tokenize(row, tokenizer):
-    """Encode one text; nobody has to guess the question or a remark in brackets, so the loss leaves them out."""
-    input_ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + [tokenizer.eos_token_id]
-    labels = [-100] * len(row["prompt"]) + input_ids[len(row["prompt"]) :]  # a token is a character
-    for remark in re.finditer(r"\(\d+\)", row["completion"]):
-        for place in range(*remark.span()):
-            labels[len(row["prompt"]) + place] = -100
-    return {"input_ids": input_ids, "labels": labels}
+    corpus_size: int = 140_000
+    test_size: int = 600
+    num_threads: int = 1
 
 
 @torch.inference_mode()
@@ -72,12 +56,12 @@ def accuracy_by_kind(model, tokenizer, task, rows, temperature):
 def main():
     """Parse, build the data and the model, train, save, report."""
     args, training_args = TrlParser((PretrainArguments, TrainingArguments)).parse_args_and_config()
-    task = importlib.import_module(f"relay_trl.data.{args.task}")
+    task = load_task(args.task)
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(training_args.seed)
     tokenizer = task.build_tokenizer()
     dataset = Dataset.from_list(task.corpus(args.corpus_size, training_args.seed, args.is_student))
-    dataset = dataset.map(tokenize, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["prompt", "completion"])
+    dataset = dataset.map(with_labels, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["prompt", "completion"])
 
     special_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = Qwen3Config(

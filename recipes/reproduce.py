@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from relay_trl.cli import check_file, run
+from relay_trl.evaluation.seeds import table_of_folder
 from relay_trl.stages import stage
 
 
@@ -74,26 +75,25 @@ def main():
     if unknown:
         raise ValueError(f"The plan has no run {', '.join(sorted(unknown))}; it has {', '.join(plan['runs'])}.")
 
-    ends = [evaluate(plan, plan["student"], ["student", "teacher"], "ends")]
+    evaluate(plan, plan["student"], ["student", "teacher"], "ends")
     best, table = choose(plan, args.seeds[0], args.max_steps)
     chosen = plan["candidates"][best]
-    groups: dict[str, list[Path]] = {}
     for name in args.runs or plan["runs"]:
         changed = plan["runs"][name]
         setting = {**chosen, **changed, "grpo": {**chosen.get("grpo", {}), **changed.get("grpo", {})}}
         for seed in args.seeds:
             # The run that changes nothing is the candidate itself
             student = train(plan, best if set(changed) == {"methods"} else name, setting, seed, args.max_steps)
-            groups.setdefault(name, []).append(evaluate(plan, student, setting["methods"], f"{name}_seed_{seed}"))
-            write_table(plan, ends, groups, table)
+            evaluate(plan, student, setting["methods"], f"{name}_seed_{seed}")
+            write_table(plan, args.seeds, table)
     print((Path(plan["output_dir"]) / "results.md").read_text(encoding="utf-8"))
 
 
-def write_table(plan: dict, ends: list[Path], groups: dict[str, list[Path]], choice: str):
-    from relay_trl.evaluation.seeds import table_of_folders  # takes seconds
-
-    table = table_of_folders(groups, ends)
-    (Path(plan["output_dir"]) / "results.md").write_text(f"{table}\n{choice}", encoding="utf-8")
+def write_table(plan: dict, seeds: list[int], choice: str):
+    """All that has been evaluated so far, in the order of the plan."""
+    out = Path(plan["output_dir"])
+    table = table_of_folder(out / "evaluation", plan["runs"], seeds)
+    (out / "results.md").write_text(f"{table}\n{choice}", encoding="utf-8")
 
 
 if __name__ == "__main__":

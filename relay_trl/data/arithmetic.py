@@ -149,4 +149,6 @@ def _draw_prompt(kind: str, rng: random.Random) -> str:
 def _draw(kind: str, rng: random.Random) -> dict[str, str] | None:
     prompt = _draw_prompt(kind, rng)
     solution = solve(prompt)
-    return solution and {"prompt": prompt, "answer": solution.rpartition("#")[2], "solution": solution}
+    if solution is None:
+        return None
+    return {"prompt": prompt, "answer": solution.rpartition("#")[2], "solution": solution}

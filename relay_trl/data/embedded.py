@@ -5,8 +5,11 @@ Training their models is the work of `recipes/pretrain_pair.py`; the call tokens
 """
 
 import hashlib
+import importlib
 import random
+import re
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +24,35 @@ _SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 # Draws in a row without a new problem before a split counts as used up: four times what the last hard product of an
 # arithmetic split takes on average.
 _MAX_MISSES = 320_000
+
+
+def load_task(name: str) -> ModuleType:
+    """
+    Import an embedded task.
+
+    Raises:
+        `ValueError`: If there is no such task.
+    """
+    if name not in EMBEDDED:
+        raise ValueError(f"task is {name!r}; it must be one of {', '.join(EMBEDDED)}.")
+    return importlib.import_module(f".{name}", __package__)
+
+
+def with_labels(row: dict[str, str], tokenizer: "PreTrainedTokenizerFast") -> dict[str, list[int]]:
+    """
+    Encode a text of a corpus, the end token behind it. A token is a character.
+
+    Returns:
+        `dict[str, list[int]]`: `input_ids` and `labels`, -100 for the question and for remarks in brackets, which nobody
+        has to guess.
+    """
+    start = len(row["prompt"])
+    input_ids = [*tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer.eos_token_id]
+    labels = [-100] * start + input_ids[start:]
+    for remark in re.finditer(r"\(\d+\)", row["completion"]):
+        for place in range(*remark.span()):
+            labels[start + place] = -100
+    return {"input_ids": input_ids, "labels": labels}
 
 
 def character_tokenizer(symbols: str) -> "PreTrainedTokenizerFast":

@@ -122,8 +122,8 @@ def corpus(size: int, seed: int, is_student: bool) -> list[dict[str, str]]:
     """
     Write training texts from the train split, in the default mix of kinds.
 
-    In half of them, one or two numbers in brackets stand at random places and mean nothing: the models learn to read past
-    what stands between the characters of a string, as the student has to with its calls. They are no target of training.
+    In half of the student's, one or two numbers in brackets stand at random places and mean nothing: it learns to read past
+    what stands between the characters of a string, as it has to with its calls. They are no target of training.
 
     Args:
         size (`int`): Number of texts, each of a different problem.
@@ -137,7 +137,7 @@ def corpus(size: int, seed: int, is_student: bool) -> list[dict[str, str]]:
     rows = []
     for row in problems("train", size, seed):
         completion = solve(row["prompt"], WRONG_TABLE) if is_student else row["solution"]
-        for _ in range(rng.choice((0, 0, 1, 2))):
+        for _ in range(rng.choice((0, 0, 1, 2)) if is_student else 0):
             spot = rng.choice(
                 [i for i in range(len(completion)) if completion.count("(", 0, i) == completion.count(")", 0, i)]
             )

@@ -4,7 +4,6 @@ Owns reading rows and checking them. Every row ends up with `prompt` (the proble
 gold, or a list of accepted ones); other columns pass through. How a prompt is rendered is `prompts.py`'s business.
 """
 
-import importlib
 import logging
 import math
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..grading import Grader, last_boxed
-from .embedded import EMBEDDED
+from .embedded import EMBEDDED, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +102,7 @@ def load_rows(
         ValueError: the needed columns are missing, or the set is unknown or empty.
     """
     if name in EMBEDDED:
-        task = importlib.import_module(f".{name}", __package__)
-        return task.problems(split or "train", size or 4096, seed)
+        return load_task(name).problems(split or "train", size or 4096, seed)
     source = SOURCES.get(name)
     if source is not None:
         table = _read(source, data_dir)

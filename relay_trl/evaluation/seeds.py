@@ -3,7 +3,7 @@
 Owns the table of `recipes/reproduce.py`. The numbers of one run are `statistics.py`'s.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,10 +43,14 @@ def pooled(runs: Sequence[Run]) -> Run:
     return replace(runs[0], answers=answers)
 
 
-def table_of_folders(groups: Mapping[str, Sequence[Path]], ends: Sequence[Path]) -> str:
-    """[`seeds_table`] of the folders that evaluations wrote."""
-    runs = {label: [read_run(folder) for folder in folders] for label, folders in groups.items()}
-    return seeds_table(runs, [read_run(folder) for folder in ends])
+def table_of_folder(folder: Path, names: Iterable[str], seeds: Sequence[int]) -> str:
+    """[`seeds_table`] of the finished evaluations in `folder`: `ends`, and `<name>_seed_<seed>` where it is there."""
+    groups: dict[str, list[Run]] = {}
+    for name in names:
+        for seed in seeds:
+            if (folder / f"{name}_seed_{seed}" / "results.json").exists():
+                groups.setdefault(name, []).append(read_run(folder / f"{name}_seed_{seed}"))
+    return seeds_table(groups, [read_run(folder / "ends")])
 
 
 def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> str:
