@@ -6,21 +6,34 @@
 
 from datasets import Dataset
 from transformers import AutoTokenizer
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
-from relay_trl.cli import RecipeParser, check_context, check_model, model_kwargs, run
+from relay_trl.cli import (
+    RecipeParser,
+    check_context,
+    check_model,
+    check_student,
+    check_teacher_context,
+    model_kwargs,
+    run,
+)
 from relay_trl.data.sources import drop_overlong, drop_ungradable
 from relay_trl.engines.loading import load_engine
 from relay_trl.grading import Grader
 from relay_trl.options import DataConfig
 from relay_trl.prompts import PromptBuilder
 from relay_trl.training import RelayGRPOConfig
+from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output, find_checkpoint
+from relay_trl.training.lora import check_quantization, lora_config
 
 
 def main():
     data, config, model_config = RecipeParser((DataConfig, RelayGRPOConfig, ModelConfig)).parse()
-    student, revision = model_config.model_name_or_path, model_config.model_revision
-    check_model(student, "model_name_or_path", revision)
+    revision = model_config.model_revision
+    student = check_student(model_config.model_name_or_path, revision)
+    check_quantization(model_config, config.device.type == "cpu", config.use_vllm)
+    check_output(config.output_dir, bytes_of_checkpoints(student, config))
+    config.resume_from_checkpoint = find_checkpoint(config.resume_from_checkpoint, config.output_dir)
     if config.teacher and "://" not in config.teacher:
         check_model(config.teacher, "teacher")
 
@@ -37,6 +50,9 @@ def main():
         check_context(student, longest, config.max_completion_length, revision)
 
     teacher = load_engine(config.teacher, **config.teacher_options()) if config.teacher else None
+    asked = PromptBuilder(tokenizer, teacher, **config.prompt_options())
+    contexts = (asked.teacher_context(row["prompt"]) for row in rows + validation)
+    check_teacher_context(teacher, contexts, config.max_completion_length)
 
     from relay_trl.training import RelayGRPOTrainer  # takes seconds: what is wrong so far is said without them
 
@@ -48,13 +64,13 @@ def main():
         eval_dataset=Dataset.from_list(validation) if config.eval_strategy != "no" else None,
         processing_class=tokenizer,
         teacher=teacher,
-        peft_config=get_peft_config(model_config),
+        peft_config=lora_config(model_config, tokenizer, config.syntax, student, revision),
         quantization_config=get_quantization_config(model_config),
     )
     trainer.training_set = data.dataset
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
 
-    trainer.save_model(config.output_dir)
+    trainer.save_student()
     trainer.save_state()
     if config.push_to_hub:
         trainer.push_to_hub()

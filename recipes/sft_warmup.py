@@ -5,29 +5,25 @@
 """
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
-from relay_trl.cli import RecipeParser, check_file, check_model, model_kwargs, run
+from relay_trl.cli import RecipeParser, check_file, check_student, model_kwargs, run
 from relay_trl.data.sources import read_file
 from relay_trl.training import RelaySFTConfig
 from relay_trl.training.call_tokens import add_call_tokens, grow_embeddings
+from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output, find_checkpoint
+from relay_trl.training.lora import check_quantization, lora_config
 from relay_trl.vocabulary import Vocabulary
 
 
 def main():
     config, model_config = RecipeParser((RelaySFTConfig, ModelConfig)).parse()
 
-    if (
-        config.add_call_tokens
-        and model_config.use_peft
-        and "embed_tokens" not in (model_config.lora_modules_to_save or ())
-    ):
-        raise ValueError(
-            "add_call_tokens with use_peft trains no rows for the new tokens; set lora_modules_to_save: [embed_tokens, "
-            "lm_head] ([embed_tokens] for a model that ties the two), or leave the tags plain text."
-        )
-    student, revision = model_config.model_name_or_path, model_config.model_revision
-    check_model(student, "model_name_or_path", revision)
+    revision = model_config.model_revision
+    student = check_student(model_config.model_name_or_path, revision)
+    check_quantization(model_config, config.device.type == "cpu")
+    check_output(config.output_dir, bytes_of_checkpoints(student, config))
+    config.resume_from_checkpoint = find_checkpoint(config.resume_from_checkpoint, config.output_dir)
     rows = read_file("json", check_file(config.warmup_data, "warmup_data"))
     tokenizer = AutoTokenizer.from_pretrained(student, revision=revision, trust_remote_code=config.trust_remote_code)
     num_new = add_call_tokens(tokenizer, config.syntax) if config.add_call_tokens else 0
@@ -46,12 +42,12 @@ def main():
         args=config,
         train_dataset=rows,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_config),
+        peft_config=lora_config(model_config, tokenizer, config.syntax, student, revision),
     )
     trainer.training_set = config.warmup_data
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
 
-    trainer.save_model(config.output_dir)
+    trainer.save_student()
     if config.push_to_hub:
         trainer.push_to_hub()
 

@@ -5,15 +5,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from torch import distributed
 from trl import TrlParser
 
-from .engines.base import EngineError
+from .engines.base import Engine, EngineError
+from .redaction import redact
 
-EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError)
+EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError)
 """Errors that a user can mend; they reach the terminal as one sentence."""
 
 
@@ -56,6 +59,28 @@ def check_launch(configs: Iterable[object]):
                 f"{launched} processes were launched, but each sees {known}. On CPUs set use_cpu: true in the recipe's YAML "
                 "(with DeepSpeed: ddp_backend: gloo instead), or launch with --num_processes 1."
             )
+    if launched > 1 and distributed.is_available() and distributed.is_initialized():
+        _check_same_everywhere(configs)
+
+
+def _check_same_everywhere(configs: Iterable[Any]):
+    """Refuses options that differ from process to process: they would train different models, or wait for ever."""
+    own = {
+        item.name: repr(redact(getattr(config, item.name, None), item.name))
+        for config in configs
+        for item in fields(config)
+        if item.name != "local_rank"
+    }
+    all_of_them: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(all_of_them, own)
+    for name in own:
+        values = [options[name] for options in all_of_them]
+        if len(set(values)) > 1:
+            other = next(rank for rank, value in enumerate(values) if value != values[0])
+            raise ValueError(
+                f"{name} is {values[0]} in process 0 and {values[other]} in process {other}; every process must be given "
+                "the same options."
+            )
 
 
 def check_file(path: str, what: str) -> str:
@@ -83,10 +108,19 @@ def check_model(path: str | None, what: str, revision: str | None = None) -> str
     return path
 
 
+def check_student(path: str | None, revision: str | None = None) -> str:
+    """`path`, if it is a whole model that can be trained."""
+    path = check_model(path, "model_name_or_path", revision)
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+        raise ValueError(
+            f"model_name_or_path: {path} holds an adapter and no whole model; merge it first, with merge_adapter: true in the "
+            "stage that trained it, or by recipes/merge_adapter.py."
+        )
+    return path
+
+
 def check_context(path: str, prompt_tokens: int, completion_tokens: int, revision: str | None = None):
     """Refuses a completion budget that the model at `path` has no room for behind a prompt of `prompt_tokens`."""
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
-        return  # an adapter, whose base model is known only when it is loaded
     config = _config_of(path, revision)
     room = (config.get("text_config") or config).get("max_position_embeddings")
     if room is not None and prompt_tokens + completion_tokens > room:
@@ -94,6 +128,25 @@ def check_context(path: str, prompt_tokens: int, completion_tokens: int, revisio
             f"{path} has room for {room} tokens, but the longest prompt ({prompt_tokens} tokens) and "
             f"max_completion_length={completion_tokens} need {prompt_tokens + completion_tokens}; lower "
             "max_completion_length."
+        )
+
+
+def check_teacher_context(teacher: Engine | None, prompts: Iterable[object], completion_tokens: int):
+    """Refuses a teacher that has no room for its rendering of the longest prompt and a completion behind it.
+
+    Args:
+        teacher ([`Engine`], *optional*).
+        prompts (`list`): its contexts, of [`~relay_trl.prompts.PromptBuilder.teacher_context`]; a text or a chat has no
+            length that is known here.
+        completion_tokens (`int`): `max_completion_length`.
+    """
+    room = None if teacher is None else teacher.max_context
+    longest = max((len(p) for p in prompts if isinstance(p, list) and p and isinstance(p[0], int)), default=0)
+    if teacher is not None and room is not None and longest + completion_tokens > room:
+        raise ValueError(
+            f"The teacher {teacher.name} has room for {room} tokens, but its longest prompt ({longest} tokens) and "
+            f"max_completion_length={completion_tokens} need {longest + completion_tokens}; lower max_completion_length, or "
+            "serve the teacher with a larger --max-model-len."
         )
 
 

@@ -107,6 +107,18 @@ GRPO_REFUSALS = {
         {"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2},
         r"vllm_tensor_parallel_size is 2 in colocate mode.*vllm_mode: server",
     ),
+    "student on a server": (
+        {"use_vllm": True, "vllm_mode": "server"},
+        r"vllm_mode is server, but there is no GPU here: TRL hands a server its new weights over NCCL",
+    ),
+    "saves between draws": (
+        {"steps_per_generation": 4, "per_device_train_batch_size": 64, "save_steps": 45},
+        r"save_steps is 45, but the rollouts of one draw serve 4 optimizer steps.*a multiple of 4",
+    ),
+    "quantized in an engine": (
+        {"use_vllm": True, "load_in_4bit": True, "use_peft": True},
+        r"load_in_4bit is true with use_vllm, but vLLM has no such engine on a CPU",
+    ),
     "sharded generation": (
         {"ds3_gather_for_generation": False},
         r"ds3_gather_for_generation is false without use_vllm",
@@ -179,7 +191,15 @@ SFT_REFUSALS = {
     "no student": ({"model_name_or_path": None}, r"model_name_or_path is not set"),
     "missing student": ({"model_name_or_path": "runs/no/model"}, r"model_name_or_path: 'runs/no/model' is neither"),
     "equal tags": ({"open_tag": "</call>"}, r"the two must differ"),
-    "untrained rows": ({"use_peft": True, "add_call_tokens": True}, r"set lora_modules_to_save: \[embed_tokens"),
+    "quantized without an adapter": ({"load_in_4bit": True}, r"load_in_4bit is true without use_peft"),
+    "nothing to go on from": (
+        {"resume_from_checkpoint": "runs/none"},
+        r"there is no folder runs/none; give a checkpoint",
+    ),
+    "an output that is a file": (
+        {"output_dir": "setup.cfg/out"},
+        r"nothing can be written to setup\.cfg/out \(Not a dir",
+    ),
 }
 
 

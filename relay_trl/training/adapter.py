@@ -22,6 +22,7 @@ from ..relay import RelayConfig, RelayPrompt, relay
 from ..trace import Trace
 from ..vocabulary import Vocabulary
 from .config import RelayGRPOConfig
+from .sharding import unsharded
 
 if TYPE_CHECKING:
     from .grpo import RelayGRPOTrainer
@@ -121,6 +122,7 @@ def student_engine(trainer: "RelayGRPOTrainer", engines: dict[str, Engine]) -> I
         ) as model,
         torch.no_grad(),
         trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+        unsharded(model),
     ):
         if "student" not in engines:
             engines["student"] = TransformersEngine(model, trainer._tokenizer, name="the student")

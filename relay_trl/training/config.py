@@ -56,8 +56,20 @@ class RelayFields(TeacherFields, PromptFields):
     rollouts_max_mb: int = field(default=512, metadata={"help": "MiB of rollouts kept on disk by each process."})
 
 
+@dataclass
+class FinishFields:
+    """What is written at the end of a training.
+
+    Args:
+        merge_adapter (`bool`, defaults to `False`): with `use_peft`, write the student with its adapter merged into
+            `output_dir` instead of the adapter; checkpoints keep adapters.
+    """
+
+    merge_adapter: bool = field(default=False, metadata={"help": "Write the merged student, not the adapter."})
+
+
 @dataclass(repr=False)  # a generated repr would show what RedactedArguments hides
-class RelayGRPOConfig(RedactedArguments, RelayFields, GRPOConfig):
+class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
     """[`~trl.GRPOConfig`] and the relay's fields; see [`RelayFields`] and [`PromptFields`].
 
     Args:
@@ -108,6 +120,21 @@ class RelayGRPOConfig(RedactedArguments, RelayFields, GRPOConfig):
                 "student would have to wait for one another's teachers. Set it to 1, or serve the student with "
                 "vllm_mode: server."
             )
+        if self.use_vllm and self.vllm_mode == "server" and self.device.type == "cpu":
+            raise ValueError(
+                "vllm_mode is server, but there is no GPU here: TRL hands a server its new weights over NCCL, which needs "
+                "one on both sides, so the student would stay as it was. Set vllm_mode: colocate, or use_vllm: false."
+            )
+        self._check_saves()
+
+    def _check_saves(self):
+        # TRL keeps a draw's rollouts in memory only: a run cannot go on from the middle of one
+        steps = (self.steps_per_generation or 1) * self.num_iterations // self.gradient_accumulation_steps
+        if self.save_strategy == "steps" and self.save_steps >= 1 and steps > 1 and self.save_steps % steps:
+            raise ValueError(
+                f"save_steps is {self.save_steps:g}, but the rollouts of one draw serve {steps} optimizer steps, and a run "
+                f"can go on only from between two draws; set save_steps to a multiple of {steps}."
+            )
 
     def relay_config(self) -> RelayConfig:
         """The rules of this run's rollouts."""
@@ -124,7 +151,7 @@ class RelayGRPOConfig(RedactedArguments, RelayFields, GRPOConfig):
 
 
 @dataclass(repr=False)
-class RelaySFTConfig(RedactedArguments, PromptFields, SFTConfig):
+class RelaySFTConfig(RedactedArguments, FinishFields, PromptFields, SFTConfig):
     """[`~trl.SFTConfig`] and the warm-up's fields.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 from datasets import Dataset
-from transformers import ProgressCallback
+from transformers import ProgressCallback, set_seed
 from trl import GRPOTrainer
 
 from ..engines.base import Engine
@@ -24,10 +24,12 @@ from ..vocabulary import Vocabulary
 from . import adapter
 from .call_entropy import kept_entropies, mean_entropy, number_mask
 from .config import RelayGRPOConfig
+from .lora import check_sharding
 from .metrics import FACTS, facts, summarize
 from .progress import RelayProgressCallback
 from .recording import RecordingCallback
 from .saving import RelaySavingMixin
+from .sharding import give_bias, vllm_names
 
 # TRL warns that this may change: it is pinned, and tests/test_trl_contract.py holds what we rely on.
 warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
@@ -75,6 +77,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         named = [load_function(path, "extra_rewards") for path in args.extra_rewards or ()]
         self._engines: dict[str, Engine] = {}
         self._counter = (None, 0)  # generation batches seen at one place of the run
+        check_sharding(kwargs.get("peft_config"), args)
+        set_seed(args.seed)  # a fresh adapter is drawn before transformers seeds
         with adapter.engine_options(args, model):
             super().__init__(
                 model=model,
@@ -86,11 +90,9 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
                 rollout_func=self._roll_out,
                 **kwargs,
             )
-        if self.is_fsdp_enabled and not self.use_vllm:
-            raise ValueError(
-                "FSDP shards the student, and ranks ask it as often as their rollouts need, which differs, so they would "
-                "wait for one another for ever. Set use_vllm: true, or use DDP or DeepSpeed."
-            )
+        give_bias(self.model)
+        if self.use_vllm:
+            vllm_names(self.vllm_generation)
         builder = PromptBuilder(self._tokenizer, teacher, **args.prompt_options())
         self.rollouts = adapter.Rollouts(builder, args.relay_config(), teacher)
         self._vocabulary = Vocabulary(self._tokenizer)

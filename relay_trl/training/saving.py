@@ -1,15 +1,22 @@
-"""What both trainers put beside the weights: the relay's config in every checkpoint, and a model card made from the run."""
+"""What both trainers put beside the weights: the relay's config in every checkpoint, and a model card made from the run;
+and what makes a checkpoint one to go on from.
+"""
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
+from transformers.trainer_utils import rotate_checkpoints
 
 from .. import hub
 from ..data.sources import SOURCES
 from ..options import PromptFields
+from . import checkpoints
+from .lora import save_merged
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -60,12 +67,55 @@ class RelaySavingMixin(_Trainer):
             log_history=self.state.log_history,
             tags=[*self._tag_names, *tags],
             repo_id=self.hub_model_id,
-            is_adapter=isinstance(self.model, PeftModel),
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None):
         super()._save(output_dir, state_dict)
         self._write_card(output_dir or self.args.output_dir)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As [`~transformers.Trainer.train`]; `"auto"` goes on from the newest whole checkpoint, if there is one."""
+        folder = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if folder is not None:
+            checkpoints.check_fits(folder, self.model, self.args.world_size)
+        return super().train(resume_from_checkpoint=folder, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            (folder / checkpoints.MARK).unlink(missing_ok=True)  # an earlier run's, whose files are written over
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # no old one goes before this one is whole
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(
+                f"The checkpoint of step {self.state.global_step} could not be written to {folder} ({error}); make room, and "
+                "go on with resume_from_checkpoint: auto, which passes the half-written one over."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero() and folder.is_dir():
+            if not self.args.save_only_model:
+                checkpoints.mark_whole(folder, self.model, self.args.world_size, self.is_deepspeed_enabled)
+            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def save_student(self):
+        """The end of a run: model or adapter, tokenizer, record and card in `output_dir`, merged if `merge_adapter`."""
+        folder = self.args.output_dir
+        self.save_model(folder)
+        if self.args.merge_adapter and isinstance(self.model, PeftModel):
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                is_quantized = getattr(self.model.get_base_model(), "is_quantized", False)
+                dtype = torch.bfloat16 if is_quantized else self.model.dtype
+                save_merged(folder, folder, dtype, trust_remote_code=self.args.trust_remote_code)
+                for name in ("adapter_config.json", "adapter_model.safetensors"):
+                    (Path(folder) / name).unlink()
+                self._write_card(folder)
+            self.accelerator.wait_for_everyone()
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
         if self.is_world_process_zero():

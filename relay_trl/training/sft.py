@@ -3,11 +3,14 @@
 from typing import Any
 
 from datasets import Dataset
+from transformers import set_seed
 from trl import SFTTrainer
 
 from ..vocabulary import Vocabulary
 from .config import RelaySFTConfig
+from .lora import check_sharding
 from .saving import RelaySavingMixin
+from .sharding import give_bias
 
 
 class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
@@ -31,6 +34,8 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
 
     def __init__(self, model, args: RelaySFTConfig, train_dataset: Dataset, processing_class, **kwargs: Any):
         check_rows(train_dataset, Vocabulary(processing_class), args)
+        check_sharding(kwargs.get("peft_config"), args)
+        set_seed(args.seed)  # a fresh adapter is drawn before transformers seeds
         super().__init__(
             model=model,
             args=args,
@@ -38,6 +43,7 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        give_bias(self.model)
 
 
 def to_sft_row(row: dict) -> dict[str, list[int]]:

@@ -1,0 +1,153 @@
+"""Checkpoints to go on from: which are whole, which fit this run, and whether there is room to write them.
+
+Owns the file that marks a checkpoint as whole and what `resume_from_checkpoint` means. Writing weights, optimizer and
+random state is transformers'; what a resumed run draws is fixed by its seed and step (`adapter.rollout_seed`).
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..record import write_atomically
+
+logger = logging.getLogger(__name__)
+
+MARK = "relay_checkpoint.json"
+"""Written last into a checkpoint: the sizes of its files and the shapes of what the run trains."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+
+
+def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
+    """The folder that a run goes on from.
+
+    Args:
+        resume (`str` or `bool`, *optional*): `"auto"` (or true): the newest whole checkpoint in `output_dir`, and from the
+            beginning where there is none; a folder: that one; `None`, false or `"none"`: from the beginning.
+        output_dir (`str`).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is no whole checkpoint.
+    """
+    word = str(resume).lower()
+    if resume is None or word in ("false", "none", "no", ""):
+        return None
+    if word not in ("auto", "true"):
+        folder = Path(str(resume))
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"resume_from_checkpoint: there is no folder {folder}; give a checkpoint-N folder, or auto for the newest "
+                f"whole one in {output_dir}."
+            )
+        if fault := what_is_missing(folder):
+            raise ValueError(
+                f"resume_from_checkpoint: {folder} is no whole checkpoint ({fault}); give another one, or auto."
+            )
+        return str(folder)
+    found = [(int(m[1]), path) for path in Path(output_dir).glob("checkpoint-*") if (m := _CHECKPOINT.match(path.name))]
+    for _, path in sorted(found, reverse=True):
+        if fault := what_is_missing(path):
+            logger.warning("%s is passed over, as it is no whole checkpoint: %s.", path, fault)
+            continue
+        logger.info("Going on from %s.", path)
+        return str(path)
+    return None
+
+
+def what_is_missing(folder: Path) -> str | None:
+    """Why `folder` is no whole checkpoint, in a few words; `None` if it is one."""
+    try:
+        files = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
+        for name, size in files.items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if found != size:
+                return f"{name} is missing" if found is None else f"{name} has {found} of {size} bytes"
+    except FileNotFoundError:
+        return f"it has no {MARK}, which is written last"
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        return f"its {MARK} cannot be read ({error})"
+    return None
+
+
+def mark_whole(folder: Path, model: torch.nn.Module, processes: int, is_sharded: bool):
+    """Marks `folder` as a whole checkpoint; only when every process has written its part."""
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MARK
+    }
+    mark = {"files": files, "trained": trained_shapes(model), "processes": processes, "is_sharded": is_sharded}
+    write_atomically(folder / MARK, json.dumps(mark, indent=0))
+
+
+def trained_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
+    """The shapes of what a run trains by name, whole ones where the parameters are sharded."""
+    return {
+        name.replace("_checkpoint_wrapped_module.", ""): list(getattr(p, "ds_shape", p.shape))
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def check_fits(folder: str, model: torch.nn.Module, processes: int):
+    """Refuses a checkpoint of another model, of another LoRA shape, or sharded over another number of processes."""
+    mark: dict[str, Any] = json.loads((Path(folder) / MARK).read_text(encoding="utf-8"))
+    theirs, ours = mark["trained"], trained_shapes(model)
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            there, here = (f"shape {s[name]}" if name in s else "nothing of that name" for s in (theirs, ours))
+            raise ValueError(
+                f"resume_from_checkpoint: {folder} was written by a run that trained another model or adapter: for {name} "
+                f"it has {there}, this run has {here}; set the model and the lora_ options as they were, or begin anew."
+            )
+    if mark["is_sharded"] and mark["processes"] != processes:
+        raise ValueError(
+            f"resume_from_checkpoint: {folder} is sharded over {mark['processes']} processes, this run has {processes}; "
+            f"launch with --num_processes {mark['processes']}."
+        )
+
+
+def check_output(output_dir: str, needed: int = 0):
+    """Refuses a folder that cannot be written to, or a disk without room for `needed` bytes, before hours are lost.
+
+    Raises:
+        OSError: naming the folder, what there is and what is needed.
+    """
+    parent = Path(output_dir)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=parent, prefix="_probe") as probe:
+            probe.write(b"\0" * 4096)
+    except OSError as error:
+        raise OSError(
+            f"output_dir: nothing can be written to {output_dir} ({error.strerror or error}); give a folder that can be "
+            "written to, on a disk with room."
+        ) from error
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OSError(
+            f"output_dir: the disk of {output_dir} has {free / 2**30:.1f} GiB left, and the checkpoints of this run need "
+            f"about {needed / 2**30:.1f} GiB; make room, lower save_total_limit, or set save_only_model: true."
+        )
+
+
+def bytes_of_checkpoints(student: str, args: Any) -> int:
+    """About what a run's checkpoints and its final model take on the disk, from the size of the student's own weights; 0
+    for a student that is not on this machine, or that is trained by an adapter.
+
+    Beside the weights a checkpoint holds two moments of each in float32.
+    """
+    weights = sum(path.stat().st_size for path in Path(student).glob("*.safetensors")) if os.path.isdir(student) else 0
+    if args.save_strategy == "no":
+        return weights
+    # A new checkpoint is written before an old one is removed, and the best is kept beside the newest
+    kept = 2 if args.save_total_limit is None else args.save_total_limit + 1
+    return weights + kept * weights * (1 if args.save_only_model else 5 if args.bf16 else 3)

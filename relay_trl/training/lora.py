@@ -1,0 +1,109 @@
+"""Adapters: what LoRA trains, whether a quantized student can be had here, and merging an adapter into its base.
+
+Owns the LoRA config of a run and what an adapter's folder holds; TRL puts the adapter on the student.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import DistributedType
+from peft import LoraConfig, PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from trl import ModelConfig, get_peft_config
+
+from ..command import CallSyntax
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def lora_config(
+    options: ModelConfig, tokenizer, syntax: CallSyntax, student: str, revision: str | None = None
+) -> PeftConfig | None:
+    """TRL's LoRA config of the run's options; tags that are tokens of their own are trained with it, as an adapter alone
+    would leave their embeddings at the noise they were made from.
+
+    Args:
+        options ([`~trl.ModelConfig`]): `use_peft`, `lora_r` and so on.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the student's.
+        syntax ([`CallSyntax`]): the tags.
+        student (`str`): folder or Hub id, whose config tells whether its head is its embedding.
+        revision (`str`, *optional*): of a Hub id.
+    """
+    config = get_peft_config(options)
+    if not isinstance(config, LoraConfig):
+        return config
+    added = tokenizer.get_added_vocab()
+    rows = [added[tag] for tag in (syntax.open_tag, syntax.close_tag) if tag in added]
+    if rows and "embed_tokens" not in (options.lora_modules_to_save or ()):
+        facts = PreTrainedConfig.get_config_dict(student, revision=revision)[0]  # runs no code of its repository
+        is_tied = (facts.get("text_config") or facts).get("tie_word_embeddings", True)
+        config.trainable_token_indices = {"embed_tokens": rows} if is_tied else {"embed_tokens": rows, "lm_head": rows}
+    return config
+
+
+def check_quantization(options: ModelConfig, is_on_cpu: bool, use_vllm: bool = False):
+    """Refuses a 4- or 8-bit student that cannot be loaded or trained here.
+
+    Raises:
+        ImportError: bitsandbytes is not installed.
+        ValueError: quantized weights without an adapter, or in a vLLM engine on a CPU.
+    """
+    if not (options.load_in_4bit or options.load_in_8bit):
+        return
+    name = "load_in_4bit" if options.load_in_4bit else "load_in_8bit"
+    if not options.use_peft:
+        raise ValueError(f"{name} is true without use_peft: quantized weights cannot be trained; set use_peft: true.")
+    if use_vllm and (is_on_cpu or options.load_in_8bit):
+        where = "on a CPU" if is_on_cpu else "for 8-bit weights"
+        raise ValueError(
+            f"{name} is true with use_vllm, but vLLM has no such engine {where}; set use_vllm: false, or leave {name} out."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"{name} is true, but bitsandbytes is not installed. Install it with `pip install relay_trl[qlora]`, or leave "
+            f"{name} out to train a LoRA adapter on unquantized weights."
+        )
+
+
+def check_sharding(config: PeftConfig | None, args: Any):
+    """Refuses to train rows of an embedding that is split over processes, which peft cannot do."""
+    is_fsdp = args.distributed_state is not None and args.distributed_state.distributed_type == DistributedType.FSDP
+    is_split = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    if getattr(config, "trainable_token_indices", None) and (is_split or is_fsdp):
+        raise ValueError(
+            f"The call tags are tokens of their own and use_peft is true, but {'FSDP' if is_fsdp else 'ZeRO-3'} splits the "
+            "embedding whose rows for them have to be trained; use ZeRO-2 or DDP, or leave add_call_tokens out."
+        )
+
+
+def load_merged(folder: str | Path, dtype: str | torch.dtype = "float32", **kwargs: Any) -> tuple[Any, Any]:
+    """The model of an adapter's base with the adapter merged in, and its tokenizer; a quantized base is loaded unquantized.
+
+    Args:
+        folder (`str` or `Path`): where the adapter and its tokenizer were saved.
+        dtype (`str` or `torch.dtype`, defaults to `"float32"`): to merge and keep the weights in.
+        kwargs (`Any`): of `from_pretrained`, such as `trust_remote_code`.
+
+    Raises:
+        FileNotFoundError: there is no adapter in `folder`.
+    """
+    path = Path(folder) / ADAPTER_CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {ADAPTER_CONFIG}, so there is no adapter in it to merge.")
+    adapter = json.loads(path.read_text(encoding="utf-8"))
+    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision, **kwargs)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # the warm-up gave the call tokens rows
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload(), tokenizer
+
+
+def save_merged(folder: str | Path, output_dir: str | Path, dtype: str | torch.dtype = "float32", **kwargs: Any):
+    """Writes what [`load_merged`] gives, as a whole model."""
+    model, tokenizer = load_merged(folder, dtype, **kwargs)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
