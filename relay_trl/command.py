@@ -72,6 +72,15 @@ class CallSyntax:
     def _pattern(self) -> re.Pattern:
         return re.compile(f"{re.escape(self.open_tag)}{_BLANKS}([0-9]+){_BLANKS}{re.escape(self.close_tag)}")
 
+    @cached_property
+    def _beginning(self) -> re.Pattern:
+        def prefix_of(tag: str) -> str:
+            return "|".join(re.escape(tag[:length]) for length in range(1, len(tag)))
+
+        open_tag, close = re.escape(self.open_tag), prefix_of(self.close_tag) or "(?!)"
+        number = f"{_BLANKS}(?:[0-9]+(?:{_BLANKS}(?:{close})?)?)?"
+        return re.compile(f"(?:{open_tag}{number}|{prefix_of(self.open_tag) or '(?!)'})\\Z")
+
     def render(self, n: int) -> str:
         """The command that asks for `n` tokens."""
         if n < 1:
@@ -87,6 +96,11 @@ class CallSyntax:
                 n = int(digits) if len(digits) < 10 else MAX_REQUEST
                 commands.append(Command(match.start(), match.end(), n))
         return commands
+
+    def settled(self, text: str) -> int:
+        """How many characters of `text`, which goes on, can be part of no command that is still open at its end."""
+        begun = self._beginning.search(text)
+        return begun.start() if begun else len(text)
 
     def count_malformed(self, text: str) -> int:
         """Open tags of `text` that begin no well-formed command: empty, not a number, n = 0, or never closed."""

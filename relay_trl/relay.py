@@ -9,11 +9,13 @@ import itertools
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import TypeGuard
+from typing import Any
 
 from .call_bias import Piece, next_piece
 from .command import CallSyntax, Command, tokens_until
 from .engines.base import Context, Engine, EngineError, FinishReason, Generation, Sampling
+from .handover import is_ids, teacher_context, teacher_ids
+from .streaming import Feed, Listener
 from .trace import Author, Call, Outcome, Span, StopReason, Trace
 from .vocabulary import Vocabulary
 
@@ -31,6 +33,7 @@ class RelayConfig:
         max_calls (`int`, defaults to `3`): answered calls per rollout; 0 answers none. Released code: 3 in training, 5
             in evaluation.
         max_call_tokens (`int`, *optional*): most tokens of one answer; `None` leaves it to the budget.
+        max_teacher_tokens (`int`, *optional*): most tokens of all answers together; `None` leaves it to the budget.
         fixed_call_tokens (`int`, *optional*): grant every call this many tokens, whatever it asks for (the paper's
             fixed-length comparison).
         is_ended_by_teacher (`bool`, defaults to `True`): whether a teacher that ends its answer ends the rollout; else
@@ -47,6 +50,7 @@ class RelayConfig:
     syntax: CallSyntax = field(default_factory=CallSyntax)
     max_calls: int = 3
     max_call_tokens: int | None = None
+    max_teacher_tokens: int | None = None
     fixed_call_tokens: int | None = None
     is_ended_by_teacher: bool = True
     is_stopped_by_failure: bool = True
@@ -61,8 +65,10 @@ class RelayConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
-        if self.max_calls < 0:
-            raise ValueError(f"max_calls is {self.max_calls}; it must be 0 (no calls answered) or more.")
+        for name in ("max_calls", "max_teacher_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} is {value}; it must be 0 (no calls answered) or more.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,13 @@ class RelayPrompt:
 
 
 async def relay(
-    prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None = None
+    prompt: RelayPrompt,
+    student: Engine,
+    teacher: Engine | None,
+    config: RelayConfig,
+    seed: int | None = None,
+    listener: Listener | None = None,
+    trace: Trace | None = None,
 ) -> Trace:
     """Lets the student answer `prompt`, with the teacher writing where the student calls it.
 
@@ -90,6 +102,8 @@ async def relay(
         teacher ([`Engine`], *optional*): `None` leaves every call unanswered.
         config ([`RelayConfig`]).
         seed (`int`, *optional*): fixes the student's and the teacher's sampling for this rollout.
+        listener ([`Listener`], *optional*): told of every text while it is being written.
+        trace ([`Trace`], *optional*): an empty one to fill, for who may cancel this and still wants to know.
 
     Returns:
         [`Trace`]: the finished rollout.
@@ -100,24 +114,32 @@ async def relay(
     vocabulary = student.vocabulary
     if vocabulary is None:
         raise EngineError(f"The student {student.name!r} returns no token ids; use an engine that does (see engines/).")
-    trace = Trace(prompt_ids=list(prompt.student))
+    trace = trace or Trace([])
+    trace.prompt_ids = list(prompt.student)
     rollout = next(_rollouts)
     turn = 0
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens
         answered = sum(call.outcome is not Outcome.DENIED for call in trace.calls)
-        is_open = teacher is not None and answered < config.max_calls
+        is_open = teacher is not None and answered < config.max_calls and _teacher_budget(trace, config) > 0
         piece = _next_piece(trace, vocabulary, config, is_open)
         asked = min(left, piece.max_tokens or left)
         sampling = replace(config.student, seed=turn_seed(seed, turn), rollout=rollout)
         if piece.logit_bias:
             sampling = replace(sampling, logit_bias={**(sampling.logit_bias or {}), **piece.logit_bias})
+        feed = Feed(listener, Author.STUDENT, student, asked) if listener else None
         written = await student.generate(
-            prompt.student + trace.completion_ids, max_tokens=asked, stop=piece.stop, sampling=sampling
+            prompt.student + trace.completion_ids,
+            max_tokens=asked,
+            stop=piece.stop,
+            sampling=sampling,
+            **_to(feed),
         )
         turn += 1
         trace.student_read.add(written.prompt_tokens, written.cached_tokens)
         command = _add_student(trace, written, vocabulary, config.syntax)
+        if feed is not None:
+            feed.close(written.text, len(written.ids or ()))
         left -= len(written.ids or ())
         if written.finish is FinishReason.EOS:
             trace.stop = StopReason.EOS
@@ -125,7 +147,7 @@ async def relay(
             trace.stop = StopReason.LENGTH
         elif command is not None and teacher is not None and is_open:
             sampling = replace(config.teacher, seed=turn_seed(seed, turn), rollout=rollout)
-            await _ask_teacher(trace, prompt, vocabulary, teacher, config, left, sampling)
+            await _ask_teacher(trace, prompt, vocabulary, teacher, config, left, sampling, listener)
             turn += 1
     return trace
 
@@ -136,6 +158,17 @@ def _next_piece(trace: Trace, vocabulary: Vocabulary, config: RelayConfig, is_op
         is_going_on = bool(trace.spans) and trace.spans[-1].author is Author.STUDENT
         return next_piece(config.call_bias, trace.spans[-1].text if is_going_on else "", config.syntax, vocabulary)
     return Piece(stop=(config.syntax.close_tag,) if is_open else ())
+
+
+def _teacher_budget(trace: Trace, config: RelayConfig) -> int:
+    """Tokens that the teacher may still write."""
+    most = config.max_completion_tokens if config.max_teacher_tokens is None else config.max_teacher_tokens
+    return most - trace.teacher_tokens
+
+
+def _to(feed: Feed | None) -> dict[str, Any]:
+    # An engine of somebody's own that cannot stream serves whoever does not ask for it
+    return {} if feed is None else {"on_tokens": feed}
 
 
 def _add_student(trace: Trace, written: Generation, vocabulary: Vocabulary, syntax: CallSyntax) -> Command | None:
@@ -174,98 +207,49 @@ async def _ask_teacher(
     config: RelayConfig,
     left: int,
     sampling: Sampling,
+    listener: Listener | None,
 ):
     """Answers the trace's last call: shows the teacher the text without commands and splices in what it writes."""
     call = trace.calls[-1]
     tags = (config.syntax.open_tag, config.syntax.close_tag)
     context = teacher_context(prompt.teacher, trace, vocabulary, teacher, tags)
-    room = teacher.max_context - len(context) if teacher.max_context is not None and _is_ids(context) else left
+    room = teacher.max_context - len(context) if teacher.max_context is not None and is_ids(context) else left
     limits = (config.fixed_call_tokens or call.requested, config.max_call_tokens or left, left, room)
-    call.granted = max(0, min(limits))
+    call.granted = max(0, min(*limits, _teacher_budget(trace, config)))
     if call.granted == 0:
         return
+    feed = Feed(listener, Author.TEACHER, teacher, call.granted) if listener else None
     started = time.perf_counter()
     try:
-        answer = await teacher.generate(context, call.granted, sampling=sampling)
+        answer = await teacher.generate(context, call.granted, sampling=sampling, **_to(feed))
         trace.teacher_read.add(answer.prompt_tokens, answer.cached_tokens)
-        ids, is_ended = _teacher_ids(answer, vocabulary, teacher, tags, call.granted)
+        ids, is_ended = teacher_ids(answer, vocabulary, teacher, tags, call.granted)
+        call.outcome = Outcome.ANSWERED
     except EngineError as error:
         call.outcome = Outcome.FAILED
         trace.error = str(error)
         if config.is_stopped_by_failure:
             trace.stop = StopReason.TEACHER_ERROR
-        return
+        if error.written is None:
+            return
+        # A listener has been told of these words: they stay
+        ids, is_ended = teacher_ids(error.written, vocabulary, teacher, tags, call.granted)[0], False
     finally:
         call.wait_s = time.perf_counter() - started
-    call.outcome = Outcome.ANSWERED
     is_ended = is_ended and len(ids) <= left  # an answer that is cut has not ended
     ids = ids[:left]
     call.delivered = len(ids)
     if ids:
         text = vocabulary.decode(ids)
         trace.spans.append(Span(Author.TEACHER, ids, text, kept_ids=ids, kept_text=text))
+    if feed is not None:
+        feed.close(vocabulary.decode(ids), len(ids))
     left -= len(ids)
     if is_ended and config.is_ended_by_teacher and left > 0:
         trace.spans.append(Span(Author.CLOSING, [vocabulary.eos_id], ""))
         trace.stop = StopReason.TEACHER_EOS
     elif left == 0:
-        trace.stop = StopReason.LENGTH
-
-
-def teacher_context(
-    prompt: Context | None, trace: Trace, vocabulary: Vocabulary, teacher: Engine, tags: tuple[str, str]
-) -> Context:
-    """The teacher's prompt and the completion so far without commands, nothing else changed: ids where both share a
-    vocabulary, so that the teacher's prefix cache holds, else text.
-    """
-    if _is_ids(prompt) and teacher.vocabulary is not None:
-        foreign = vocabulary.foreign_to(teacher.vocabulary, tags)
-        if foreign is None:
-            return prompt + teacher.vocabulary.encode(trace.answer)
-        kept = trace.kept_ids
-        if foreign:  # a malformed command may leave a tag behind that only the student has as one token
-            spelled = {i: teacher.vocabulary.encode(vocabulary.decode([i])) for i in foreign.intersection(kept)}
-            kept = [token for i in kept for token in spelled.get(i, (i,))]
-        return prompt + kept
-    if isinstance(prompt, str):
-        return prompt + trace.answer
-    if isinstance(prompt, list) and not _is_ids(prompt):
-        turn: list = [{"role": "assistant", "content": trace.answer}] if trace.answer else []
-        return prompt + turn
-    raise ValueError("The prompt has no rendering for the teacher; build it with `prompts.PromptBuilder`.")
-
-
-def _teacher_ids(
-    answer: Generation, vocabulary: Vocabulary, teacher: Engine, tags: tuple[str, str], granted: int
-) -> tuple[list[int], bool]:
-    """The teacher's words in the student's vocabulary, end token cut off, and whether the teacher ended the answer.
-
-    What it wrote beyond the `granted` tokens, counted in its own vocabulary, is cut off.
-    """
-    is_ended = answer.finish is FinishReason.EOS
-    text = answer.text
-    if answer.ids is not None and teacher.vocabulary is not None:
-        is_shared = vocabulary.foreign_to(teacher.vocabulary, tags) is not None
-        ends = teacher.vocabulary.eos_ids | (vocabulary.eos_ids if is_shared else set())
-        end = next((k for k, token in enumerate(answer.ids) if token in ends), None)
-        ids, is_ended = answer.ids[:end], is_ended or end is not None
-        wrong = next((token for token in ids if not 0 <= token < teacher.vocabulary.size), None)
-        if wrong is not None:
-            raise EngineError(
-                f"The teacher {teacher.name!r} returned token id {wrong}, but its vocabulary has ids 0 to "
-                f"{teacher.vocabulary.size - 1}; check that it serves the model whose tokenizer was given."
-            )
-        ids, is_ended = ids[:granted], is_ended and len(ids) <= granted
-        if is_shared:
-            return ids, is_ended
-        text = teacher.vocabulary.decode(ids)
-    # An answer cut inside a character ends in a replacement character that the teacher did not write.
-    return vocabulary.encode(text.rstrip("\ufffd")), is_ended
-
-
-def _is_ids(context: Context | None) -> TypeGuard[list[int]]:
-    """Whether a context is token ids rather than a text or chat messages."""
-    return isinstance(context, list) and (not context or isinstance(context[0], int))
+        trace.stop = trace.stop or StopReason.LENGTH
 
 
 def turn_seed(seed: int | None, turn: int) -> int | None:

@@ -23,9 +23,9 @@ class LoggedEngine(ScriptedEngine):
         super().__init__(*args, **kwargs)
         self.requests = []
 
-    async def generate(self, context, max_tokens, stop=(), sampling=Sampling()):
+    async def generate(self, context, max_tokens, stop=(), sampling=Sampling(), on_tokens=None):
         self.requests.append((max_tokens, stop, sampling))
-        return await super().generate(context, max_tokens, stop, sampling)
+        return await super().generate(context, max_tokens, stop, sampling, on_tokens)
 
 
 class FixedEngine:

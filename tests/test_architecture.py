@@ -14,7 +14,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 # Tiers, highest first: a module imports from its own tier and those below. A module that stands directly in relay_trl/
 # and is not named here belongs to the tier of relay.py.
 TIERS = [
-    {"recipes"},
+    {"recipes", "__main__"},
     {"training", "evaluation", "serving", "data", "options", "hub", "cli"},
     {"relay", "rewards", "grading", "prompts"},
     {"engines"},

@@ -5,7 +5,7 @@ Owns the request and the answer of an engine and the asyncio front of engines th
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
@@ -14,6 +14,10 @@ from ..vocabulary import Vocabulary
 
 Context: TypeAlias = list[int] | str | list[dict]
 """What an engine continues: token ids, a text, or chat messages whose last one may be the assistant's, unfinished."""
+
+OnTokens: TypeAlias = Callable[[list[int] | str], None]
+"""Told of an answer while it is being written: of the ids since the last time, end tokens included, or, by an engine
+without ids, of the text. Whoever listens to a request of an engine is told in the event loop that asks."""
 
 
 BACKENDS = ("auto", "transformers", "vllm", "openai")
@@ -29,7 +33,13 @@ class FinishReason(StrEnum):
 
 
 class EngineError(RuntimeError):
-    """An engine could not answer, after its own retries. The message names the engine, the fault and the remedy."""
+    """An engine could not answer, after its own retries. The message names the engine, the fault and the remedy.
+
+    Attributes:
+        written ([`Generation`], *optional*): what a listener was told of before the engine failed.
+    """
+
+    written: "Generation | None" = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +119,15 @@ class Engine(Protocol):
     def max_context(self) -> int | None: ...
 
     async def generate(
-        self, context: Context, max_tokens: int, stop: tuple[str, ...] = (), sampling: Sampling = Sampling()
+        self,
+        context: Context,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        sampling: Sampling = Sampling(),
+        on_tokens: OnTokens | None = None,
     ) -> Generation:
         """Continue `context` by at most `max_tokens` tokens, up to and including the token that completes a stop
-        string. Raises [`EngineError`] when it cannot.
+        string, and tell `on_tokens` of them as they come. Raises [`EngineError`] when it cannot.
         """
         ...
 
@@ -121,7 +136,8 @@ class SteppedEngine:
     """Asyncio front of an engine in this process that advances all its requests together, one step at a time.
 
     Requests join between steps and leave as soon as they are done, so no request waits for another. A child class
-    provides `_submit(context, max_tokens, stop, sampling) -> key`, `_step() -> [(key, Generation)]` and `_abort(key)`.
+    provides `_submit(context, max_tokens, stop, sampling, on_tokens) -> key`, `_step() -> [(key, Generation)]`, in which
+    it tells the listeners, and `_abort(key)`.
     """
 
     def __init__(self):
@@ -129,9 +145,14 @@ class SteppedEngine:
         self._pump: asyncio.Task | None = None
 
     async def generate(
-        self, context: Context, max_tokens: int, stop: tuple[str, ...] = (), sampling: Sampling = Sampling()
+        self,
+        context: Context,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        sampling: Sampling = Sampling(),
+        on_tokens: OnTokens | None = None,
     ) -> Generation:
-        key = self._submit(context, max_tokens, stop, sampling)
+        key = self._submit(context, max_tokens, stop, sampling, on_tokens)
         future = asyncio.get_running_loop().create_future()
         self._futures[key] = future
         if self._pump is None or self._pump.done():
@@ -143,7 +164,9 @@ class SteppedEngine:
                 self._abort(key)
             raise
 
-    def _submit(self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling) -> Any:
+    def _submit(
+        self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling, on_tokens: OnTokens | None
+    ) -> Any:
         raise NotImplementedError
 
     def _step(self) -> Iterable[tuple[Any, Generation]]:

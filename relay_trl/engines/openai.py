@@ -16,7 +16,8 @@ import openai
 
 from ..redaction import mask_credentials
 from ..vocabulary import Vocabulary
-from .base import Context, EngineError, Generation, Sampling
+from .base import Context, EngineError, Generation, OnTokens, Sampling
+from .events import stream_answer
 from .replies import Replies, first_choice, list_names
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,15 @@ class OpenAIEngine:
         self._by_loop = WeakKeyDictionary()
 
     async def generate(
-        self, context: Context, max_tokens: int, stop: tuple[str, ...] = (), sampling: Sampling = Sampling()
+        self,
+        context: Context,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        sampling: Sampling = Sampling(),
+        on_tokens: OnTokens | None = None,
     ) -> Generation:
-        """Continue `context` by at most `max_tokens` tokens; see [`Engine.generate`].
+        """Continue `context` by at most `max_tokens` tokens; see [`Engine.generate`]. With a listener the answer is
+        streamed, and one that breaks off after its first token is not asked for again.
 
         Raises:
             EngineError: no usable answer after all tries.
@@ -123,7 +130,10 @@ class OpenAIEngine:
             )
         if not is_chat and not isinstance(context, str) and self.vocabulary is None:
             raise ValueError(f"{self.name} got token ids but has no vocabulary; give the served model's, or send text.")
-        answer = await self._post(context, self._body(max_tokens, stop, sampling))
+        body = self._body(max_tokens, stop, sampling)
+        if on_tokens is not None:
+            return await self._stream(context, body, stop, on_tokens)
+        answer = await self._post(context, body)
         return self._replies.read(answer, stop, self.vocabulary, self.needs_logprobs)
 
     async def find_model(self):
@@ -238,19 +248,34 @@ class OpenAIEngine:
             body["logprobs"] = True if self.api == "chat" else 0
         return body
 
-    async def _post(self, context: Context, body: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, context: Context, body: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the client's `create`."""
+        if self.api == "completions":
+            return {"model": self.model or "", "prompt": context, "extra_body": body}
+        if context[-1]["role"] == "assistant":  # type: ignore[index]
+            body = {**body, **self._continuation}
+        return {"model": self.model or "", "messages": context, "extra_body": body}
+
+    async def _stream(
+        self, context: Context, body: dict[str, Any], stop: tuple[str, ...], on_tokens: OnTokens
+    ) -> Generation:
         client, slots = self._connection()
-        model = self.model or ""
+        api: Any = client.chat.completions if self.api == "chat" else client.completions
+        request = self._request(context, {**body, "stream": True, "stream_options": {"include_usage": True}})
         try:
             async with slots:
-                if self.api == "chat":
-                    if context[-1]["role"] == "assistant":  # type: ignore[index]
-                        body = {**body, **self._continuation}
-                    create: Any = client.chat.completions.with_raw_response.create
-                    raw = await create(model=model, messages=context, extra_body=body)
-                else:
-                    create = client.completions.with_raw_response.create
-                    raw = await create(model=model, prompt=context, extra_body=body)
+                create = api.with_streaming_response.create
+                answer = await stream_answer(create, request, self._replies, self.vocabulary, on_tokens)
+        except openai.APIError as error:
+            raise self._replies.fault(error, self.model) from error
+        return self._replies.read(answer, stop, self.vocabulary, self.needs_logprobs)
+
+    async def _post(self, context: Context, body: dict[str, Any]) -> dict[str, Any]:
+        client, slots = self._connection()
+        api: Any = client.chat.completions if self.api == "chat" else client.completions
+        try:
+            async with slots:
+                raw = await api.with_raw_response.create(**self._request(context, body))
         except openai.APIError as error:
             raise self._replies.fault(error, self.model) from error
         try:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Context, EngineError, Generation, Sampling
+from .base import Context, EngineError, Generation, OnTokens, Sampling
 from .openai import OpenAIEngine
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,15 @@ class EnginePool:
         self._homes: OrderedDict[int, _Endpoint] = OrderedDict()
 
     async def generate(
-        self, context: Context, max_tokens: int, stop: tuple[str, ...] = (), sampling: Sampling = Sampling()
+        self,
+        context: Context,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        sampling: Sampling = Sampling(),
+        on_tokens: OnTokens | None = None,
     ) -> Generation:
-        """Continue `context` by at most `max_tokens` tokens; see [`Engine.generate`].
+        """Continue `context` by at most `max_tokens` tokens; see [`Engine.generate`]. An answer that breaks off when a
+        listener has heard its beginning goes to no other server.
 
         Raises:
             EngineError: the request is wrong, or no server answered it.
@@ -81,11 +87,13 @@ class EnginePool:
             try:
                 if endpoint.is_out:
                     await self._check(endpoint)
-                answer = await endpoint.engine.generate(context, max_tokens, stop, sampling)
+                answer = await endpoint.engine.generate(context, max_tokens, stop, sampling, on_tokens)
             except EngineError as error:
                 if getattr(error.__cause__, "status_code", None) in _REQUESTS_FAULTS:
                     raise
                 self._leave_out(endpoint, error)
+                if error.written is not None:
+                    raise
                 continue
             finally:
                 endpoint.in_flight -= 1

@@ -19,7 +19,7 @@ class Replies:
         name (`str`): the server's URL, without credentials.
         api (`"completions"` or `"chat"`).
         api_key (`str`): kept out of every message.
-        timeout_s (`float`), tries (`int`): what was allowed, for messages.
+        timeout_s (`float`), tries (`int`): what is allowed.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class Replies:
         self._api = api
         self._api_key = api_key
         self._timeout_s = timeout_s
+        self.tries = tries
         self._tries = f"{tries} tries" if tries > 1 else "1 try"
 
     def read(
@@ -73,6 +74,15 @@ class Replies:
             ids = [*ids, vocabulary.eos_id]  # the server dropped it, and said that it was there
         words = ids[:-1] if finish is FinishReason.EOS else ids
         return Generation(ids, vocabulary.decode(words), finish, logprobs, *counts)
+
+    def read_part(self, answer: dict[str, Any], vocabulary: Vocabulary | None) -> Generation | None:
+        """The generation in an answer that broke off; `None` where nothing had come."""
+        choice = first_choice(answer)
+        ids = choice.get("token_ids") if vocabulary is not None else None
+        if ids is None or vocabulary is None:
+            text = (choice.get("message") or {}).get("content") if self._api == "chat" else choice.get("text")
+            return Generation(None, text, FinishReason.LENGTH) if text else None
+        return Generation(ids, vocabulary.decode(ids), FinishReason.LENGTH)
 
     def _read_logprobs(self, logprobs: Any, ids: list[int] | None) -> list[float]:
         if ids is None:

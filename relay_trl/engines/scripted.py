@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 
 from ..vocabulary import Vocabulary
-from .base import Context, EngineError, FinishReason, Generation, Sampling
+from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling
 
 
 class ScriptedEngine:
@@ -21,7 +21,7 @@ class ScriptedEngine:
             included if it is to end; an exception is raised in its place.
         name (`str`, defaults to `"scripted"`).
         max_context (`int`, *optional*).
-        delay_s (`float`, defaults to `0.0`): pause before each answer, in seconds.
+        delay_s (`float`, defaults to `0.0`): pause before each answer, in seconds, and before each token for a listener.
 
     Attributes:
         contexts (`list[Context]`): every context it was shown, in order.
@@ -43,7 +43,12 @@ class ScriptedEngine:
         self._delay_s = delay_s
 
     async def generate(
-        self, context: Context, max_tokens: int, stop: tuple[str, ...] = (), sampling: Sampling = Sampling()
+        self,
+        context: Context,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        sampling: Sampling = Sampling(),
+        on_tokens: OnTokens | None = None,
     ) -> Generation:
         self.contexts.append(copy(context))
         await asyncio.sleep(self._delay_s)
@@ -51,6 +56,8 @@ class ScriptedEngine:
         if isinstance(planned, Exception):
             raise planned
         if self.vocabulary is None:
+            if on_tokens is not None:
+                on_tokens(str(planned))
             return Generation(None, str(planned), FinishReason.LENGTH, num_tokens=max_tokens)
         if isinstance(planned, str):
             raise EngineError(f"The script of {self.name!r} gave text where token ids were expected.")
@@ -59,6 +66,9 @@ class ScriptedEngine:
         finish = FinishReason.LENGTH
         for token in planned[:max_tokens]:
             ids.append(token)
+            if on_tokens is not None:
+                await asyncio.sleep(self._delay_s)
+                on_tokens([token])
             if token in self.vocabulary.eos_ids:
                 finish = FinishReason.EOS
                 break

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from ..vocabulary import Vocabulary
-from .base import Context, FinishReason, Generation, Sampling, SteppedEngine
+from .base import Context, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
 from .sampling import draw
 
 
@@ -27,6 +27,7 @@ class _Row:
     stop: tuple[str, ...]
     sampling: Sampling
     seed: int
+    on_tokens: OnTokens | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
@@ -91,11 +92,13 @@ class TransformersEngine(SteppedEngine):
         model.eval().to(torch.device(device or accelerator or "cpu"))  # pyright: ignore[reportArgumentType]
         return cls(model, tokenizer, name=path, **kwargs)
 
-    def _submit(self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling) -> int:
+    def _submit(
+        self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling, on_tokens: OnTokens | None
+    ) -> int:
         if not context or not isinstance(context, list) or not isinstance(context[0], int):
             raise ValueError(f"The engine {self.name!r} continues a non-empty list of token ids.")
         seed = random.getrandbits(62) if sampling.seed is None else sampling.seed
-        row = _Row(next(self._keys), cast(list[int], context), max_tokens, stop, sampling, seed)
+        row = _Row(next(self._keys), cast(list[int], context), max_tokens, stop, sampling, seed, on_tokens)
         self._waiting.append(row)
         return row.key
 
@@ -214,6 +217,8 @@ class TransformersEngine(SteppedEngine):
                 row.finish = FinishReason.STOP
             elif len(row.ids) >= row.max_tokens:
                 row.finish = FinishReason.LENGTH
+            if row.on_tokens is not None:
+                row.on_tokens([token])
 
     def _completes_stop(self, row: _Row) -> bool:
         key = (row.ids[-1], row.stop)

@@ -7,12 +7,13 @@ and waking of a trainer's engine are the trainer's business. vLLM is imported wh
 import importlib.util
 import itertools
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..vocabulary import Vocabulary
-from .base import Context, EngineError, FinishReason, Generation, Sampling, SteppedEngine
+from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -67,6 +68,7 @@ class VLLMEngine(SteppedEngine):
         self.vocabulary = vocabulary
         self.max_context: int = config.max_model_len
         self._needs_logprobs = needs_logprobs
+        self._listeners: dict[str, tuple[OnTokens, int]] = {}  # and how many tokens each has been told of
         self._keys = (f"relay-{id(self):x}-{k}" for k in itertools.count())
 
     @classmethod
@@ -137,7 +139,9 @@ class VLLMEngine(SteppedEngine):
                 os.environ[_IN_PROCESS] = before
         return cls(llm, vocabulary, needs_logprobs)
 
-    def _submit(self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling) -> str:
+    def _submit(
+        self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling, on_tokens: OnTokens | None
+    ) -> str:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMError
         from vllm.inputs.engine import tokens_input
@@ -160,7 +164,7 @@ class VLLMEngine(SteppedEngine):
             skip_special_tokens=False,
             logprobs=0 if self._needs_logprobs else None,
             logit_bias=dict(sampling.logit_bias) if sampling.logit_bias else None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.CUMULATIVE if on_tokens else RequestOutputKind.FINAL_ONLY,
         )
         key = next(self._keys)
         try:
@@ -171,13 +175,26 @@ class VLLMEngine(SteppedEngine):
                 f"{self.name} refuses a context of {len(context)} tokens with max_tokens={max_tokens} ({reason}); its "
                 f"limit is {self.max_context} tokens together."
             ) from error
+        if on_tokens is not None:
+            self._listeners[key] = on_tokens, 0
         return key
 
     def _step(self) -> list[tuple[str, Generation]]:
         outputs: list[Any] = self._engine.step()
+        for output in outputs if self._listeners else ():
+            self._tell(output.request_id, output.outputs[0].token_ids, output.finished)
         return [(output.request_id, self._read(output)) for output in outputs if output.finished]
 
+    def _tell(self, key: str, ids: Sequence[int], is_finished: bool):
+        if key in self._listeners:
+            on_tokens, told = self._listeners[key]
+            self._listeners[key] = on_tokens, len(ids)
+            if is_finished:
+                del self._listeners[key]
+            on_tokens(list(ids[told:]))
+
     def _abort(self, key: str):
+        self._listeners.pop(key, None)
         self._engine.abort_request([key])
 
     def _read(self, request: Any) -> Generation:

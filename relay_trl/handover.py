@@ -1,0 +1,66 @@
+"""What goes over to the teacher and what comes back: the answer so far in its words, its words in the student's.
+
+Owns the difference between two vocabularies. When a teacher is asked, and for how much, is `relay.py`'s business.
+"""
+
+from typing import TypeGuard
+
+from .engines.base import Context, Engine, EngineError, FinishReason, Generation
+from .trace import Trace
+from .vocabulary import Vocabulary
+
+
+def teacher_context(
+    prompt: Context | None, trace: Trace, vocabulary: Vocabulary, teacher: Engine, tags: tuple[str, str]
+) -> Context:
+    """The teacher's prompt and the completion so far without commands, nothing else changed: ids where both share a
+    vocabulary, so that the teacher's prefix cache holds, else text.
+    """
+    if is_ids(prompt) and teacher.vocabulary is not None:
+        foreign = vocabulary.foreign_to(teacher.vocabulary, tags)
+        if foreign is None:
+            return prompt + teacher.vocabulary.encode(trace.answer)
+        kept = trace.kept_ids
+        if foreign:  # a malformed command may leave a tag behind that only the student has as one token
+            spelled = {i: teacher.vocabulary.encode(vocabulary.decode([i])) for i in foreign.intersection(kept)}
+            kept = [token for i in kept for token in spelled.get(i, (i,))]
+        return prompt + kept
+    if isinstance(prompt, str):
+        return prompt + trace.answer
+    if isinstance(prompt, list) and not is_ids(prompt):
+        turn: list = [{"role": "assistant", "content": trace.answer}] if trace.answer else []
+        return prompt + turn
+    raise ValueError("The prompt has no rendering for the teacher; build it with `prompts.PromptBuilder`.")
+
+
+def teacher_ids(
+    answer: Generation, vocabulary: Vocabulary, teacher: Engine, tags: tuple[str, str], granted: int
+) -> tuple[list[int], bool]:
+    """The teacher's words in the student's vocabulary, end token cut off, and whether the teacher ended the answer.
+
+    What it wrote beyond the `granted` tokens, counted in its own vocabulary, is cut off.
+    """
+    is_ended = answer.finish is FinishReason.EOS
+    text = answer.text
+    if answer.ids is not None and teacher.vocabulary is not None:
+        is_shared = vocabulary.foreign_to(teacher.vocabulary, tags) is not None
+        ends = teacher.vocabulary.eos_ids | (vocabulary.eos_ids if is_shared else set())
+        end = next((k for k, token in enumerate(answer.ids) if token in ends), None)
+        ids, is_ended = answer.ids[:end], is_ended or end is not None
+        wrong = next((token for token in ids if not 0 <= token < teacher.vocabulary.size), None)
+        if wrong is not None:
+            raise EngineError(
+                f"The teacher {teacher.name!r} returned token id {wrong}, but its vocabulary has ids 0 to "
+                f"{teacher.vocabulary.size - 1}; check that it serves the model whose tokenizer was given."
+            )
+        ids, is_ended = ids[:granted], is_ended and len(ids) <= granted
+        if is_shared:
+            return ids, is_ended
+        text = teacher.vocabulary.decode(ids)
+    # An answer cut inside a character ends in a replacement character that the teacher did not write.
+    return vocabulary.encode(text.rstrip("\ufffd")), is_ended
+
+
+def is_ids(context: Context | None) -> TypeGuard[list[int]]:
+    """Whether a context is token ids rather than a text or chat messages."""
+    return isinstance(context, list) and (not context or isinstance(context[0], int))

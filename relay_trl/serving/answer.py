@@ -1,0 +1,150 @@
+"""One answer of the pair: a relay with a reader who may stop it.
+
+Owns what an answer consists of and how a stop string or a cancellation ends the work of both engines.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..engines.base import Engine
+from ..relay import RelayConfig, RelayPrompt, relay, turn_seed
+from ..trace import Author, Call, Outcome, StopReason, Trace
+from .reader import Delta, Reader
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one answer depends on.
+
+    Args:
+        prompt ([`RelayPrompt`]).
+        config ([`RelayConfig`]).
+        seed (`int`, *optional*): the same seed gives the same ids as in training and evaluation.
+        stop (`tuple[str, ...]`): the answer ends before the first of these.
+        shows_commands (`bool`, defaults to `False`): whether commands stay in the text.
+        has_teacher (`bool`, defaults to `True`): whether the teacher may be asked.
+    """
+
+    prompt: RelayPrompt
+    config: RelayConfig
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    shows_commands: bool = False
+    has_teacher: bool = True
+
+
+@dataclass
+class Answer:
+    """What came of a question.
+
+    Args:
+        trace ([`Trace`]): the rollout; of one that a stop string ended, without the turn that it ended in.
+        spans (`list[Delta]`): who wrote what, as the reader gets it.
+        is_stopped (`bool`): whether a stop string ended it.
+    """
+
+    trace: Trace
+    spans: list[Delta]
+    is_stopped: bool
+
+    @property
+    def text(self) -> str:
+        """The answer as the reader gets it."""
+        return "".join(span.text for span in self.spans)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The student's commands, in order."""
+        return self.trace.calls
+
+    @property
+    def has_failed_teacher(self) -> bool:
+        """Whether a call met a teacher that failed, so that the student went on alone."""
+        return any(call.outcome is Outcome.FAILED for call in self.calls)
+
+    @property
+    def student_tokens(self) -> int:
+        """Tokens that the student wrote, commands and its end token included."""
+        return sum(span.tokens for span in self.spans if span.author is Author.STUDENT)
+
+    @property
+    def teacher_tokens(self) -> int:
+        """Tokens of the answer that the teacher wrote."""
+        return sum(span.tokens for span in self.spans if span.author is Author.TEACHER)
+
+    @property
+    def finish_reason(self) -> str:
+        """`"stop"` or `"length"`, as OpenAI's API says it."""
+        return "length" if self.trace.stop is StopReason.LENGTH and not self.is_stopped else "stop"
+
+
+async def answer(
+    question: Question, student: Engine, teacher: Engine | None, on_delta: Callable[[Delta], None] | None = None
+) -> Answer:
+    """Lets the pair answer. Cancelling this cancels what both engines do for it.
+
+    Args:
+        question ([`Question`]).
+        student ([`Engine`]), teacher ([`Engine`], *optional*).
+        on_delta (`Callable[[Delta], None]`, *optional*): told of every piece as it is written.
+
+    Raises:
+        EngineError: the student failed.
+    """
+    trace = Trace([])
+    reader = Reader(question.config.syntax, question.stop, question.shows_commands, on_delta)
+    is_heard = on_delta is not None or bool(question.stop)
+    job = relay(
+        question.prompt,
+        student,
+        teacher if question.has_teacher else None,
+        question.config,
+        question.seed,
+        listener=reader if is_heard else None,
+        trace=trace,
+    )
+    if is_heard:
+        task = asyncio.ensure_future(job)
+        reader.on_stop = task.cancel
+        async with ended_together([task]):
+            await asyncio.wait({task})
+        if not (task.cancelled() and reader.is_stopped):
+            task.result()
+    else:
+        await job
+        for span in trace.spans:
+            if span.author is not Author.CLOSING:
+                reader(span.author, span.text, len(span.ids))
+    reader.close()
+    if trace.stop is None:
+        _close_last_call(trace, reader)
+    return Answer(trace, reader.spans, reader.is_stopped)
+
+
+@asynccontextmanager
+async def ended_together(tasks: Sequence[asyncio.Future[Any]]) -> AsyncIterator[None]:
+    """Whatever ends the block cancels those of the `tasks` that still run, and waits for them to have stopped."""
+    try:
+        yield
+    finally:
+        running = [task for task in tasks if not task.done()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+
+
+def choice_seed(seed: int | None, index: int) -> int | None:
+    """The seed of the `index`-th of several answers to one question: the question's own for the first."""
+    return seed if index == 0 else turn_seed(seed, -index)
+
+
+def _close_last_call(trace: Trace, reader: Reader):
+    """Says of a call whose answer a stop string cut short what the reader got of it."""
+    call = trace.calls[-1] if trace.calls else None
+    if call is not None and call.granted and call.outcome is Outcome.DENIED:
+        call.outcome = Outcome.ANSWERED
+        call.delivered = reader.tokens_of(Author.TEACHER) - trace.teacher_tokens

@@ -1,0 +1,221 @@
+"""What a server can be told: its fields, what the student's own relay config says for those left unset, its checks.
+
+Owns names, defaults and limits of options, and how a pair is loaded by them. What a request can be told is
+`protocol.py`'s business.
+"""
+
+import ipaddress
+import json
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..engines.base import BACKENDS, Sampling
+from ..engines.loading import load_engine
+from ..engines.threaded import ThreadedEngine
+from ..options import TeacherFields
+from ..record import RelayRecord, load_record
+from .app import Limits
+from .guard import GuardedTeacher
+from .pair import Pair
+
+logger = logging.getLogger(__name__)
+
+KEYS_VARIABLE = "RELAY_TRL_API_KEYS"
+FROM_STUDENT = (
+    *("teacher", "max_completion_length", "max_calls", "max_call_tokens", "teacher_temperature", "is_ended_by_teacher"),
+    *("prompt_template", "system_prompt", "is_chat", "chat_template_kwargs", "open_tag", "close_tag"),
+)
+"""Fields that the student's relay config fills where they are unset."""
+
+
+@dataclass(kw_only=True)
+class ServingConfig(TeacherFields):
+    """A pair, and how it is served. Fields marked *from the student* take the value of the student's
+    `relay_config.json` where they are unset, else that of [`RelayRecord`].
+
+    Args:
+        student (`str`): a folder, a Hub id, or the URL of its own `vllm serve`.
+        student_backend (`str`, defaults to `"auto"`): `auto`, `transformers`, `vllm` or `openai`.
+        student_tokenizer (`str`, *optional*): of a student behind a URL: the folder or Hub id that it was made from, with
+            its tokenizer and its relay config.
+        student_model (`str`, *optional*): its name on its own server; `None` takes the only one.
+        student_engine (`dict`, *optional*): of its engine in this process, such as `{"max_model_len": 4096}`.
+        teacher (`str`, *optional*, from the student), other `teacher_` fields: see [`~relay_trl.options.TeacherFields`].
+        teacher_engine (`dict`, *optional*): likewise.
+        teacher_timeout_s (`float`, defaults to `30`), teacher_retries (`int`, defaults to `1`): people wait.
+        teacher_pause_s (`float`, defaults to `5`): seconds in which a teacher that failed is not asked again.
+        teacher_temperature (`float`, from the student).
+        temperature (`float`, defaults to `0.7`), top_p (`float`, defaults to `1.0`): of the student, where a request does
+            not say.
+        max_completion_length (`int`, from the student): most tokens of an answer.
+        max_calls (`int`, from the student), max_call_tokens (`int`, from the student): a request can only lower them.
+        is_ended_by_teacher (`bool`, from the student).
+        prompt_template, system_prompt, is_chat, chat_template_kwargs, open_tag, close_tag: from the student.
+        use_template (`bool`, defaults to `True`): ask each user's turn of a conversation as the student was trained to be
+            asked, with its template and system prompt; else conversations go to the models as they are.
+        served_model_name (`str`, *optional*): defaults to the last part of the student's path.
+        host (`str`, defaults to `"127.0.0.1"`): others than this machine need an API key.
+        port (`int`, defaults to `8080`): 0 takes a free one.
+        api_key_file (`str`, *optional*): one key a line. The environment's RELAY_TRL_API_KEYS, separated by commas, counts
+            too.
+        max_in_flight, max_queue, max_body_bytes, max_prompt_length, body_timeout_s, client_timeout_s: see [`Limits`].
+        shutdown_s (`float`, defaults to `30`): seconds that answers under way have to end after a SIGTERM.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    student: str = field(metadata={"help": "Folder, Hub id or URL of the student."})
+    student_backend: str = field(default="auto", metadata={"help": "auto, transformers, vllm or openai."})
+    student_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer and record of a URL's student."})
+    student_model: str | None = field(default=None, metadata={"help": "The student's name on its own server."})
+    student_engine: dict[str, Any] | str | None = field(default=None, metadata={"help": "JSON, for its engine."})
+    teacher_engine: dict[str, Any] | str | None = field(default=None, metadata={"help": "JSON, for its engine."})
+    teacher_timeout_s: float = field(default=30.0, metadata={"help": "Seconds for one answer of a teacher's server."})
+    teacher_retries: int = field(default=1, metadata={"help": "Retries of a failed request."})
+    teacher_pause_s: float = field(default=5.0, metadata={"help": "Seconds without a request to a failed teacher."})
+    teacher_temperature: float | None = field(default=None, metadata={"help": "Sampling temperature of the teacher."})
+    temperature: float = field(default=0.7, metadata={"help": "Of the student, where a request does not say."})
+    top_p: float = field(default=1.0, metadata={"help": "Of the student, where a request does not say."})
+    max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of an answer."})
+    max_calls: int | None = field(default=None, metadata={"help": "Answered calls per answer."})
+    max_call_tokens: int | None = field(default=None, metadata={"help": "Most tokens of one answer of the teacher."})
+    is_ended_by_teacher: bool | None = field(default=None, metadata={"help": "A teacher's end ends the answer."})
+    prompt_template: str | None = field(default=None, metadata={"help": "The user's turn; {problem} is filled in."})
+    system_prompt: str | None = field(default=None, metadata={"help": "A system turn."})
+    is_chat: bool | None = field(default=None, metadata={"help": "Use the chat template."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON, for the template."}
+    )
+    open_tag: str | None = field(default=None, metadata={"help": "Begins a command."})
+    close_tag: str | None = field(default=None, metadata={"help": "Ends a command."})
+    use_template: bool = field(default=True, metadata={"help": "Ask as the student was trained to be asked."})
+    served_model_name: str | None = field(default=None, metadata={"help": "The name that clients ask for."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen at."})
+    port: int = field(default=8080, metadata={"help": "Port to listen at; 0 takes a free one."})
+    api_key_file: str | None = field(default=None, metadata={"help": f"One key a line; {KEYS_VARIABLE} counts too."})
+    max_in_flight: int = field(default=256, metadata={"help": "Answers under way at once."})
+    max_queue: int = field(default=256, metadata={"help": "Requests that may wait; more get 429."})
+    max_body_bytes: int = field(default=1 << 20, metadata={"help": "Longest body of a request."})
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of a prompt."})
+    body_timeout_s: float = field(default=30.0, metadata={"help": "Seconds for a body to come in."})
+    client_timeout_s: float = field(default=60.0, metadata={"help": "Seconds that a client may take nothing."})
+    shutdown_s: float = field(default=30.0, metadata={"help": "Seconds for answers under way after a SIGTERM."})
+
+    def __post_init__(self):
+        for name in ("student_engine", "teacher_engine", "chat_template_kwargs"):
+            setattr(self, name, _mapping(name, getattr(self, name)))
+        if self.student_backend not in BACKENDS:
+            raise ValueError(f"student_backend is {self.student_backend!r}; it must be one of {', '.join(BACKENDS)}.")
+        self.check_teacher()
+        for name in ("max_in_flight", "max_body_bytes", "max_prompt_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        for name in ("body_timeout_s", "client_timeout_s", "teacher_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("max_queue", "teacher_pause_s", "shutdown_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}; it must be 0 (any free one) to 65535.")
+        Sampling(self.temperature, self.top_p)
+        if not self.keys() and not _is_local(self.host):
+            raise ValueError(
+                f"host is {self.host!r}, where others than this machine can ask, and there is no API key; set "
+                f"{KEYS_VARIABLE} or api_key_file, or listen at 127.0.0.1."
+            )
+
+    def keys(self) -> list[str]:
+        """The API keys; none lets everybody ask who can reach the server."""
+        keys = os.environ.get(KEYS_VARIABLE, "").split(",")
+        if self.api_key_file is not None:
+            with open(self.api_key_file, encoding="utf-8") as file:
+                keys += file.read().splitlines()
+            if not any(key.strip() for key in keys):
+                raise ValueError(f"api_key_file {self.api_key_file} has no key in it; write one a line.")
+        return [key.strip() for key in keys if key.strip()]
+
+    def limits(self) -> Limits:
+        """What the server allows."""
+        return Limits(
+            self.max_in_flight,
+            self.max_queue,
+            self.max_body_bytes,
+            self.max_prompt_length,
+            self.body_timeout_s,
+            self.client_timeout_s,
+        )
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients ask for."""
+        return self.served_model_name or (self.student_tokenizer or self.student).rstrip("/").rpartition("/")[2]
+
+    def record(self) -> RelayRecord:
+        """The student's relay config with the fields that are set here.
+
+        Raises:
+            ValueError: there is no such student, or a field makes no relay.
+        """
+        is_url = "://" in self.student
+        source = self.student_tokenizer if is_url else self.student
+        record = load_record(source) if source else None
+        if record is None:
+            logger.warning("%s has no relay config: it is asked with the defaults.", source or self.student)
+            record = RelayRecord(versions={}, commit=None)
+        given = {name: getattr(self, name) for name in FROM_STUDENT if getattr(self, name) is not None}
+        return replace(record, **given)
+
+    def load(self) -> Pair:
+        """Loads both models.
+
+        Raises:
+            ValueError, ImportError, EngineError: see [`~relay_trl.engines.loading.load_engine`].
+        """
+        record = self.record()
+        teacher = None
+        # The teacher first: a server that is down is known before any model is loaded.
+        if record.teacher is not None:
+            options = {**self.teacher_options(), **_dict(self.teacher_engine)}
+            engine = load_engine(self.teacher or record.teacher, **options)
+            teacher = GuardedTeacher(_apart(engine), self.teacher_pause_s)
+        server = {
+            "tokenizer": self.student_tokenizer,
+            "model": self.student_model,
+            "max_concurrency": self.max_in_flight,
+        }
+        options = {**(server if "://" in self.student else {}), **_dict(self.student_engine)}
+        student = load_engine(self.student, self.student_backend, **options)
+        sampling = Sampling(self.temperature, self.top_p)
+        return Pair(_apart(student), teacher, record, sampling, self.teacher_top_p, self.use_template)
+
+
+def _apart(engine):
+    """An engine that computes in this process gets a thread of its own; one behind a URL needs none."""
+    return engine if "://" in engine.name else ThreadedEngine(engine)
+
+
+def _mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} is {value!r}; it must be JSON.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}; it must be a JSON object.")
+    return value
+
+
+def _dict(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

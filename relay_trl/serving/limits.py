@@ -1,0 +1,180 @@
+"""Who may ask and how much at once: API keys, places in flight and in the queue, the size of a body.
+
+Owns the refusals with 401, 408, 413 and 429. What a request may say is `protocol.py`'s business.
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from .protocol import ApiError
+
+
+class Keys:
+    """The keys that may ask. Comparing takes as long for any wrong key.
+
+    Args:
+        keys (`Iterable[str]`): none lets everybody ask.
+    """
+
+    def __init__(self, keys: Iterable[str]):
+        self._digests = [_digest(key) for key in keys]
+
+    def check(self, request: Request):
+        """Refuses a request without one of the keys.
+
+        Raises:
+            ApiError: 401.
+        """
+        if not self._digests:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        given = _digest(key.strip() if scheme.lower() == "bearer" else "")
+        if not any([hmac.compare_digest(given, digest) for digest in self._digests]):
+            raise ApiError(
+                401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'.", code="invalid_api_key"
+            )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+class Admission:
+    """Places for answers under way, and a queue for those that wait for one, first come first served.
+
+    Args:
+        most (`int`): answers under way at once.
+        queue (`int`): requests that may wait.
+
+    Attributes:
+        in_flight (`int`): answers under way.
+    """
+
+    def __init__(self, most: int, queue: int):
+        self._most, self._queue = most, queue
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.in_flight = 0
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def taken(self, count: int) -> AsyncIterator[None]:
+        """Waits for `count` places and holds them.
+
+        Raises:
+            ApiError: 429, the queue is full, or 400, so many places there are not.
+        """
+        await self._enter(count)
+        try:
+            yield
+        finally:
+            self._leave(count)
+
+    async def _enter(self, count: int):
+        if count > self._most:
+            raise ApiError(
+                400, f"n is {count}; this server answers at most {self._most} at once.", "n", "invalid_value"
+            )
+        if not self._waiting and self.in_flight + count <= self._most:
+            self.in_flight += count
+            return
+        if len(self._waiting) >= self._queue:
+            raise ApiError(
+                429,
+                f"{self.in_flight} answers are under way and {len(self._waiting)} requests wait; try again later.",
+                code="rate_limit_exceeded",
+                retry_after_s=1 + len(self._waiting) // max(1, self._most),
+            )
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((count, place))
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._leave(count)  # it was given a place in the moment in which it gave up
+            else:
+                self._waiting.remove((count, place))
+            raise
+
+    def _leave(self, count: int):
+        self.in_flight -= count
+        while self._waiting and self.in_flight + self._waiting[0][0] <= self._most:
+            wanted, place = self._waiting.popleft()
+            if not place.done():
+                self.in_flight += wanted
+                place.set_result(None)
+
+
+async def read_body(request: Request, most: int, limit_s: float) -> bytes:
+    """The body of a request.
+
+    Raises:
+        ApiError: 413 beyond `most` bytes, 408 when it takes longer than `limit_s`, 415 when it does not claim to be JSON.
+        ClientDisconnect: the client hung up.
+    """
+    # A page of another site can send anything but this without asking the browser, which asks the server first.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"The content type is {kind!r}; send 'application/json'.", code="invalid_content_type")
+    too_large = ApiError(413, f"The body is larger than {most} bytes.", code="request_too_large")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limit_s):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(408, f"The body did not come within {limit_s:g} s.", code="request_timeout") from None
+    return b"".join(parts)
+
+
+async def has_gone(request: Request):
+    """Returns when the client has hung up; for after the body was read."""
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+@asynccontextmanager
+async def cancelled_by_hang_up(request: Request) -> AsyncIterator[None]:
+    """Cancels what is done inside when the client hangs up.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch():
+        nonlocal gone
+        await has_gone(request)
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        yield
+        if gone:
+            await asyncio.sleep(0)  # the cancellation is to come out here, not in what follows
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientDisconnect() from None
+        raise
+    finally:
+        watcher.cancel()

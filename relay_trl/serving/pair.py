@@ -1,0 +1,123 @@
+"""A student and its teacher as one thing that can be asked.
+
+Owns the way from a conversation or a text to both models' prompts, and from a model's relay config and options to the
+rules of an answer. Answering is `answer.py`'s business, HTTP is `app.py`'s.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ..engines.base import Engine, EngineError, Sampling
+from ..prompts import PromptBuilder
+from ..record import RelayRecord
+from ..relay import RelayConfig, RelayPrompt
+from ..vocabulary import Vocabulary
+
+
+class PromptError(ValueError):
+    """A prompt that the pair cannot be asked. The message is for whoever asked."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student, its teacher and how the student was trained.
+
+    Args:
+        student ([`Engine`]): one that gives token ids.
+        teacher ([`Engine`], *optional*): `None` answers no call.
+        record ([`RelayRecord`]): tags, limits and prompts.
+        sampling ([`Sampling`]): how the student draws where a question does not say.
+        teacher_top_p (`float`, defaults to `1.0`).
+        has_template (`bool`, defaults to `True`): whether the prompt template and the system prompt that the student was
+            trained with are put around a conversation; else it goes to the models as it is.
+    """
+
+    student: Engine
+    teacher: Engine | None
+    record: RelayRecord
+    sampling: Sampling = Sampling(temperature=0.7)
+    teacher_top_p: float = 1.0
+    has_template: bool = True
+
+    def __post_init__(self):
+        if self.student.vocabulary is None:
+            raise EngineError(
+                f"The student {self.student.name!r} gives no token ids here; give its tokenizer (student_tokenizer), and "
+                "use a server that returns ids (vLLM)."
+            )
+
+    @cached_property
+    def rules(self) -> RelayConfig:
+        """The rules of an answer where the question has no others: the student goes on where its teacher fails."""
+        rules = self.record.relay_config(is_stopped_by_failure=False, student=self.sampling)
+        return replace(rules, teacher=replace(rules.teacher, top_p=self.teacher_top_p))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The student's."""
+        assert self.student.vocabulary is not None
+        return self.student.vocabulary
+
+    @property
+    def _builder(self) -> PromptBuilder:
+        # Made anew each time: a teacher may come up later than its server's first request.
+        return self.record.prompt_builder(self.vocabulary.tokenizer, self.teacher)
+
+    def chat(self, messages: list[dict[str, str]]) -> RelayPrompt:
+        """The prompt of a conversation. Each user's turn is asked as the student was trained to be asked.
+
+        Raises:
+            PromptError: a chat template refuses it.
+        """
+        if self.has_template:
+            messages = [
+                {**m, "content": self.record.prompt_template.format(problem=m["content"])} if m["role"] == "user" else m
+                for m in messages
+            ]
+            if self.record.system_prompt and messages[0]["role"] != "system":
+                messages = [{"role": "system", "content": self.record.system_prompt}, *messages]
+        try:
+            prompt = self._builder.build(messages)
+        except Exception as error:  # templates are programs of the models' makers, and raise what they like
+            raise PromptError(f"The model's chat template refuses these messages: {error}") from error
+        return self._checked(prompt)
+
+    def complete(self, text: str | list[int]) -> RelayPrompt:
+        """The prompt of a text, or of the student's token ids, with nothing put around it.
+
+        Raises:
+            PromptError: it is empty, or has ids that the student has not.
+        """
+        if isinstance(text, str):
+            ids = list(self.vocabulary.tokenizer(text)["input_ids"])
+        else:
+            ids = text
+            if not all(0 <= token < self.vocabulary.size for token in ids):
+                raise PromptError(f"The prompt has token ids outside 0 to {self.vocabulary.size - 1}.")
+            text = self.vocabulary.decode(ids)
+        return self._checked(RelayPrompt(ids, self._for_teacher(text, ids)))
+
+    def _for_teacher(self, text: str, ids: list[int]) -> Any:
+        teacher = self.teacher
+        if teacher is None:
+            return None
+        if teacher.vocabulary is None:
+            return [{"role": "user", "content": text}] if getattr(teacher, "api", "") == "chat" else text
+        tags = (self.record.open_tag, self.record.close_tag)
+        foreign = self.vocabulary.foreign_to(teacher.vocabulary, tags)
+        if foreign is not None and not foreign.intersection(ids):
+            return ids
+        return list(teacher.vocabulary.tokenizer(text)["input_ids"])
+
+    def _checked(self, prompt: RelayPrompt) -> RelayPrompt:
+        if not prompt.student:
+            raise PromptError("The prompt is empty.")
+        return prompt
+
+    def room_for(self, prompt: RelayPrompt) -> int:
+        """Tokens that an answer to `prompt` may have."""
+        most = self.rules.max_completion_tokens
+        if self.student.max_context is not None:
+            most = min(most, self.student.max_context - len(prompt.student))
+        return most

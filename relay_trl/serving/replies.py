@@ -1,0 +1,137 @@
+"""What an answer looks like: OpenAI's objects, whole or in chunks, with who wrote what in an extension field, `relay`.
+
+Owns names and shapes that go over the wire; docs/serving.md describes them.
+"""
+
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from starlette.responses import JSONResponse, Response
+
+from .answer import Answer
+from .protocol import ApiError
+from .reader import Delta
+
+
+@dataclass(frozen=True)
+class Form:
+    """The objects of one request's answer.
+
+    Args:
+        kind (`"chat"` or `"text"`).
+        model (`str`): the name that was asked for.
+        has_usage (`bool`, defaults to `False`): whether a stream ends with the usage.
+    """
+
+    kind: Literal["chat", "text"]
+    model: str
+    has_usage: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def _object(self, name: str, choices: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.kind == "chat" else "cmpl"
+        head = {"id": f"{prefix}-{self.id}", "object": name, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **fields}
+
+    def whole(self, answers: list[Answer], prompt_tokens: int) -> dict[str, Any]:
+        """The answer in one piece."""
+        choices = []
+        for index, answer in enumerate(answers):
+            said = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            choices.append(
+                {
+                    "index": index,
+                    **(said if self.kind == "chat" else {"text": answer.text}),
+                    "logprobs": None,
+                    "finish_reason": answer.finish_reason,
+                    "relay": {"spans": [_span(span) for span in answer.spans], **_outcome(answer)},
+                }
+            )
+        name = "chat.completion" if self.kind == "chat" else "text_completion"
+        return self._object(name, choices, usage=usage(answers, prompt_tokens))
+
+    def _chunk(self, index: int, text: str | None, relay: dict | None, finish: str | None = None, **delta: Any) -> str:
+        said: dict[str, Any]
+        if self.kind == "chat":
+            said = {"delta": {**delta, **({} if text is None else {"content": text})}}
+        else:
+            said = {"text": text or ""}
+        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
+        if relay is not None:
+            choice["relay"] = relay
+        name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
+        return event(self._object(name, [choice], **({"usage": None} if self.has_usage else {})))
+
+    def opening(self, choices: int) -> str:
+        """What a stream begins with."""
+        if self.kind == "text":
+            return ""
+        return "".join(self._chunk(index, "", None, role="assistant") for index in range(choices))
+
+    def piece(self, index: int, delta: Delta) -> str:
+        """A piece of the `index`-th answer."""
+        return self._chunk(index, delta.text, {"author": delta.author, "tokens": delta.tokens})
+
+    def ending(self, index: int, answer: Answer) -> str:
+        """The last chunk of the `index`-th answer."""
+        return self._chunk(index, None, _outcome(answer), answer.finish_reason)
+
+    def closing(self, answers: list[Answer], prompt_tokens: int) -> str:
+        """What a stream ends with."""
+        name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
+        last = event(self._object(name, [], usage=usage(answers, prompt_tokens))) if self.has_usage else ""
+        return last + "data: [DONE]\n\n"
+
+
+def event(data: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def refusal(error: ApiError) -> Response:
+    """The reply to a request that gets no answer."""
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status in (408, 413):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return JSONResponse(error.body, error.status, headers)
+
+
+def usage(answers: list[Answer], prompt_tokens: int) -> dict[str, Any]:
+    """What all answers to a request took. The prompt is read once."""
+    student = sum(answer.student_tokens for answer in answers)
+    teacher = sum(answer.teacher_tokens for answer in answers)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": student + teacher,
+        "total_tokens": prompt_tokens + student + teacher,
+        "student_tokens": student,
+        "teacher_tokens": teacher,
+        "calls": sum(len(answer.calls) for answer in answers),
+    }
+
+
+def _span(span: Delta) -> dict[str, Any]:
+    return {"author": span.author, "text": span.text, "tokens": span.tokens}
+
+
+def _outcome(answer: Answer) -> dict[str, Any]:
+    return {
+        "calls": [
+            {
+                "requested": call.requested,
+                "granted": call.granted,
+                "delivered": call.delivered,
+                "outcome": call.outcome,
+                "wait_s": round(call.wait_s, 4),
+            }
+            for call in answer.calls
+        ],
+        "stop": "stop_string" if answer.is_stopped else answer.trace.stop,
+        "teacher_failed": answer.has_failed_teacher,
+    }

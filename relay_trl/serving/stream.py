@@ -1,0 +1,152 @@
+"""A streamed answer as server-sent events.
+
+Owns the order of events, what a client that hangs up or stops reading brings about, and errors before and behind the
+first token. The events' shape is `replies.py`'s business.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..engines.base import EngineError
+from .answer import Answer, Question, answer, ended_together
+from .limits import cancelled_by_hang_up
+from .protocol import ApiError
+from .reader import Delta
+from .replies import Form, event, refusal
+
+if TYPE_CHECKING:
+    from .app import RelayServer
+
+logger = logging.getLogger(__name__)
+
+_SIGN_OF_LIFE_S = 15.0
+"""After so many seconds without text a comment is sent, so that no proxy takes the connection for dead."""
+
+
+class EventStream(Response):
+    """The answers to one request, sent while they are being written.
+
+    Args:
+        server ([`RelayServer`]).
+        request (`Request`): its body must have been read.
+        questions (`list[Question]`): one for each choice.
+        form ([`Form`]).
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, server: "RelayServer", request: Request, questions: list[Question], form: Form):
+        # A proxy that gathers the events before it passes them on would undo the streaming.
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.on_end: Callable[[int], None] = lambda status: None
+        self._server, self._request, self._questions, self._form = server, request, questions, form
+        self._started = time.perf_counter()
+        self._is_open = False
+        self._has_text = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send):
+        status = 499
+        try:
+            async with cancelled_by_hang_up(self._request):
+                status = await self._serve(scope, receive, send)
+        except (ClientDisconnect, OSError):
+            self._server.metrics.hang_ups.inc()
+        finally:
+            self.on_end(status)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> int:
+        try:
+            async with self._server.places.taken(len(self._questions)):
+                answers = await self._tell(send)
+        except ApiError as refused:
+            error = refused
+        except EngineError as failure:
+            error = student_failed(failure)
+        except (OSError, ClientDisconnect):  # a client that takes nothing raises TimeoutError, which is an OSError
+            raise
+        except Exception:
+            logger.exception("A streamed answer failed.")
+            error = ApiError(500, "The server failed; its log says more.", code="internal_error")
+        else:
+            prompt_tokens = len(self._questions[0].prompt.student)
+            self._server.metrics.add(answers, prompt_tokens)
+            await self._send(send, self._form.closing(answers, prompt_tokens), is_last=True)
+            return 200
+        if not self._is_open:
+            await refusal(error)(scope, receive, send)
+        else:
+            await self._send(send, event(error.body) + "data: [DONE]\n\n", is_last=True)
+        return error.status
+
+    async def _tell(self, send: Send) -> list[Answer]:
+        """Sends every piece as it comes; returns when all answers have ended."""
+        news = asyncio.Event()
+        pieces: list[tuple[int, Delta]] = []
+
+        def listener(index: int) -> Callable[[Delta], None]:
+            def hear(delta: Delta):
+                pieces.append((index, delta))
+                news.set()
+
+            return hear
+
+        pair = self._server.pair
+        tasks = [
+            asyncio.ensure_future(answer(question, pair.student, pair.teacher, listener(index)))
+            for index, question in enumerate(self._questions)
+        ]
+        async with ended_together(tasks):
+            for task in tasks:
+                task.add_done_callback(lambda _: news.set())
+            running = dict(enumerate(tasks))
+            while running:
+                try:
+                    async with asyncio.timeout(_SIGN_OF_LIFE_S):
+                        await news.wait()
+                except TimeoutError:
+                    await self._send(send, ": still there\n\n")
+                    continue
+                news.clear()
+                told, pieces[:] = list(pieces), []
+                events = [self._form.piece(index, delta) for index, delta in _joined(told)]
+                ended = [index for index, task in running.items() if task.done()]
+                events += [self._form.ending(index, running.pop(index).result()) for index in ended]
+                if told and not self._has_text:
+                    self._has_text = True
+                    self._server.metrics.first_token.observe(time.perf_counter() - self._started)
+                await self._send(send, "".join(events))
+        return [task.result() for task in tasks]
+
+    async def _send(self, send: Send, text: str, is_last: bool = False):
+        async with asyncio.timeout(self._server.limits.client_timeout_s):
+            if not self._is_open:
+                self._is_open = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                text = self._form.opening(len(self._questions)) + text
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": not is_last})
+
+
+def student_failed(error: BaseException) -> ApiError:
+    """What a client is told of a student that failed; the log says more."""
+    logger.error("The student failed: %s", error)
+    return ApiError(503, "The student cannot answer now.", code="student_unavailable", retry_after_s=5)
+
+
+def _joined(pieces: list[tuple[int, Delta]]) -> list[tuple[int, Delta]]:
+    """Pieces of one author that wait together go out together."""
+    joined: list[tuple[int, Delta]] = []
+    for index, delta in pieces:
+        if joined and joined[-1][0] == index and joined[-1][1].author is delta.author:
+            last = joined[-1][1]
+            joined[-1] = index, Delta(delta.author, last.text + delta.text, last.tokens + delta.tokens)
+        else:
+            joined.append((index, delta))
+    return joined
