@@ -238,9 +238,13 @@ def test_too_many_failures_stop_the_run(tmp_path):
     trainer = grpo_trainer(args, in_turn("right", "call, broken", "wrong", "wrong"))
     with pytest.raises(RuntimeError) as caught:
         trainer.train()
-    assert str(caught.value) == (
+    said = str(caught.value)
+    assert said.startswith(
         "The teacher failed in 25% of step 0's rollouts, more than max_teacher_failures=20%; the run stops rather than "
-        "train on what is left. The last fault: The teacher is out for lunch."
+        "train on what is left. Look at rollouts 1, 5 of this step: to '"
+    )
+    assert said.endswith(
+        "=' it answered '<call>9</call>'. The last fault: The teacher is out for lunch. No checkpoint was saved."
     )
     assert trainer.state.global_step == 0
 
@@ -325,6 +329,8 @@ def test_a_reward_that_returns_the_wrong_number_of_values(tmp_path, my_rewards, 
         ({"reward_kwargs": {"unsolvable": 0.1}}, "reward_kwargs .*unsolvable"),
         ({"max_teacher_failures": 1.5}, "max_teacher_failures is 1.5"),
         ({"call_entropy_coef": -0.1}, "call_entropy_coef is -0.1"),
+        ({"max_malformed": -0.1}, "max_malformed is -0.1; it is a share between 0 and 1"),
+        ({"guard_steps": 0}, "guard_steps is 0; it must be at least 1 step"),
         ({"teacher_api": "rest"}, "teacher_api is 'rest'"),
         ({"fixed_call_tokens": 0}, "fixed_call_tokens is 0"),
         ({"max_calls": -1}, "max_calls is -1"),

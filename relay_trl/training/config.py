@@ -22,7 +22,13 @@ class RelayFields(TeacherFields, PromptFields):
 
     Args:
         teacher_temperature (`float`, defaults to `0.7`).
-        max_teacher_failures (`float`, defaults to `0.1`): share of a step's rollouts that may fail before the run stops.
+        max_teacher_failures (`float`, defaults to `0.1`): share of a step's rollouts that may lose their teacher before the
+            run stops; an evaluation stops it at once. 1 switches this and each of the next three off.
+        max_malformed (`float`, defaults to `0.5`): share of a step's rollouts that may have a malformed call.
+        max_truncated (`float`, defaults to `0.95`): share of a step's rollouts that may be cut at the completion budget.
+        max_zero_variance (`float`, defaults to `0.99`): share of a step's groups that may have one reward for all.
+        teacher_failure_steps (`int`, defaults to `1`): steps in a row with more failures that stop the run.
+        guard_steps (`int`, defaults to `20`): steps in a row past one of the other three limits that stop the run.
         max_calls (`int`, defaults to `3`): answered calls per rollout.
         max_call_tokens (`int`, *optional*): most tokens of one answer.
         fixed_call_tokens (`int`, *optional*): every call gets this many.
@@ -40,6 +46,11 @@ class RelayFields(TeacherFields, PromptFields):
 
     teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
     max_teacher_failures: float = field(default=0.1, metadata={"help": "Share of failed rollouts that stops the run."})
+    max_malformed: float = field(default=0.5, metadata={"help": "Share of rollouts with a malformed call, likewise."})
+    max_truncated: float = field(default=0.95, metadata={"help": "Share of rollouts cut at their budget, likewise."})
+    max_zero_variance: float = field(default=0.99, metadata={"help": "Share of groups of one reward, likewise."})
+    teacher_failure_steps: int = field(default=1, metadata={"help": "Steps in a row past max_teacher_failures."})
+    guard_steps: int = field(default=20, metadata={"help": "Steps in a row past one of the other limits."})
     max_calls: int = field(default=3, metadata={"help": "Answered calls per rollout."})
     max_call_tokens: int | None = field(default=None, metadata={"help": "Most tokens of one answer."})
     fixed_call_tokens: int | None = field(default=None, metadata={"help": "Tokens of every call, whatever it asks."})
@@ -95,8 +106,12 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         check_options(load_reward(self.reward), self.reward, self.reward_kwargs or {})
         for path in self.extra_rewards or ():
             load_function(path, "extra_rewards")
-        if not 0 <= self.max_teacher_failures <= 1:
-            raise ValueError(f"max_teacher_failures is {self.max_teacher_failures}; it is a share between 0 and 1.")
+        for name in ("max_teacher_failures", "max_malformed", "max_truncated", "max_zero_variance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1 (1 switches it off).")
+        for name in ("teacher_failure_steps", "guard_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 step.")
         if self.rollouts_max_mb < 0:
             raise ValueError(
                 f"rollouts_max_mb is {self.rollouts_max_mb}; give the MiB to keep, or 0 to write no rollouts."

@@ -24,6 +24,7 @@ from ..vocabulary import Vocabulary
 from . import adapter
 from .call_entropy import kept_entropies, mean_entropy, number_mask
 from .config import RelayGRPOConfig
+from .guard import Guard, Suspect, flat_groups
 from .lora import check_sharding
 from .metrics import FACTS, facts, summarize
 from .progress import RelayProgressCallback
@@ -55,7 +56,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         kwargs: as [`~trl.GRPOTrainer`] takes them: `callbacks`, `optimizers`, `peft_config`, `quantization_config`.
 
     Raises:
-        RuntimeError: more than `args.max_teacher_failures` of a step's rollouts lost their teacher.
+        RuntimeError: one of the limits of `args`, such as `max_teacher_failures`, has been passed for too long.
     """
 
     _name = "RelayGRPO"
@@ -100,6 +101,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.writer = RolloutWriter(args.output_dir, args.syntax, *ranks, max_mb=args.rollouts_max_mb)
         self.add_callback(RecordingCallback(self.writer, self.relay_record))
+        self.guard = Guard(args)
+        self.add_callback(self.guard)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(RelayProgressCallback)
@@ -173,7 +176,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         for name, value in metrics.items():
             # TRL logs the mean: a smaller last batch of an evaluation must weigh no more than its rollouts
             self._metrics[self._mode][f"relay/{name}"] += [value] * len(rows)
-        self._check_failures(metrics["teacher_failures"], traces)
+        self._watch(metrics, matrix, inputs)
         return matrix
 
     def _score_groups(self, rows: list[list[float]]) -> tuple[list[float], list]:
@@ -202,14 +205,28 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
                 rewards[i] = float("nan") if value is None else float(value)
         return rewards, kinds
 
-    def _check_failures(self, share: float, traces: list):
-        if share > self.args.max_teacher_failures:
-            errors = [trace.error for trace in traces if trace.has_failed]
-            raise RuntimeError(
-                f"The teacher failed in {share:.0%} of step {self.state.global_step}'s rollouts, more than "
-                f"max_teacher_failures={self.args.max_teacher_failures:.0%}; the run stops rather than train on what is "
-                f"left. {'The last fault: ' + errors[-1] if errors else ''}"
-            )
+    def _watch(self, metrics: dict[str, float], matrix: torch.Tensor, inputs: list[dict]):
+        """Shows the step to the guard, which may end the run."""
+        size = self.num_generations if self._mode == "train" else self.num_generations_eval
+        weighted = (matrix * self.reward_weights.to(matrix.device)).nansum(1)
+        weighted[matrix[:, 0].isnan()] = torch.nan
+        flat = flat_groups(weighted.tolist(), size)
+        first = self.accelerator.process_index * len(inputs)
+        suspects = [
+            Suspect(first + i, row["prompt"], row[adapter.TRACE_COLUMN], bool(flat[(first + i) // size]))
+            for i, row in enumerate(inputs)
+        ]
+        if self._mode == "eval":
+            self.guard.refuse(self.state.global_step, metrics["teacher_failures"], suspects)
+            return
+        known = [is_flat for is_flat in flat if is_flat is not None]
+        shares = {
+            "teacher_failures": metrics["teacher_failures"],
+            "malformed": metrics["malformed_rate"],
+            "truncated": metrics["truncated"],
+            "zero_variance": sum(known) / len(known) if known else float("nan"),
+        }
+        self.guard.watch(self.state.global_step, shares, suspects)
 
 
 def _group_reward_column(name: str) -> Callable:

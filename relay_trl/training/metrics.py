@@ -6,7 +6,7 @@ Owns names and formulas. Gathering across processes is the trainer's business, s
 from collections.abc import Sequence
 
 from ..rewards import Difficulty
-from ..trace import Outcome, Trace
+from ..trace import Outcome, StopReason, Trace
 
 FACTS = (
     "correct",
@@ -22,6 +22,7 @@ FACTS = (
     "wait_s",
     "teacher_tokens",
     "tokens",
+    "truncated",
     "student_read",
     "student_cached",
     "teacher_read",
@@ -39,7 +40,9 @@ METRICS = {
     "granted": "tokens allowed per command, after all limits",
     "delivered": "tokens that the teacher wrote per command",
     "malformed": "malformed commands per rollout: empty, not a number, zero or never closed",
+    "malformed_rate": "share of rollouts with at least one malformed command",
     "denied": "well-formed commands without an answer per rollout, for a limit was reached",
+    "truncated": "share of rollouts cut at the completion budget",
     "student_solvable": "share of groups with a right rollout that did not call",
     "teacher_dependent": "share of groups whose right rollouts all called",
     "teacher_unsolvable": "share of groups without a right rollout",
@@ -70,6 +73,7 @@ def facts(trace: Trace, is_correct: bool) -> list[float]:
         sum(call.wait_s for call in trace.calls),
         trace.teacher_tokens,
         trace.num_tokens,
+        float(trace.stop is StopReason.LENGTH),
         *(
             float("nan") if count is None else count
             for reading in (trace.student_read, trace.teacher_read)
@@ -111,7 +115,9 @@ def summarize(rows: Sequence[Sequence[float]], kinds: Sequence[Difficulty]) -> d
         "granted": per_call("granted"),
         "delivered": per_call("delivered"),
         "malformed": per_rollout("malformed"),
+        "malformed_rate": sum(columns["malformed"][i] > 0 for i in scored) / len(scored) if scored else float("nan"),
         "denied": per_rollout("denied"),
+        "truncated": per_rollout("truncated"),
         "teacher_wait_s": per_rollout("wait_s"),
         "student_cached_share": cached_share("student"),
         "teacher_cached_share": cached_share("teacher"),

@@ -1,0 +1,165 @@
+"""The guard on learning: ends a run whose steps no longer teach, or teach rubbish, before it costs the last good weights.
+
+Owns the limits, how long one may be passed, and what is said at the end. What a rollout's facts are is `metrics.py`'s
+business; when a step's are known, the trainer's.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..trace import StopReason, Trace
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+_EQUAL = 1e-6  # rewards closer than this teach nothing
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """One thing that may go wrong: its options, and what is said of it with `{share}` and `{step}` filled in."""
+
+    option: str
+    steps_option: str
+    said: str
+
+
+LIMITS = {
+    "teacher_failures": _Limit(
+        "max_teacher_failures", "teacher_failure_steps", "The teacher failed in {share} of step {step}'s rollouts"
+    ),
+    "malformed": _Limit("max_malformed", "guard_steps", "A call was malformed in {share} of step {step}'s rollouts"),
+    "truncated": _Limit(
+        "max_truncated", "guard_steps", "The completion budget cut {share} of step {step}'s rollouts short"
+    ),
+    "zero_variance": _Limit(
+        "max_zero_variance", "guard_steps", "All rewards were the same in {share} of step {step}'s groups"
+    ),
+}
+"""What is watched, in the order in which it is looked at."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A rollout of this process as a message shows it.
+
+    Args:
+        index (`int`): its place in the global batch.
+        problem (`str` or `list[dict]`), trace ([`Trace`]).
+        is_flat (`bool`): whether its group's rewards are all the same.
+    """
+
+    index: int
+    problem: str | list[dict]
+    trace: Trace
+    is_flat: bool
+
+    def shows(self, name: str) -> bool:
+        """Whether it is one of those that the limit `name` counts."""
+        return {
+            "teacher_failures": self.trace.has_failed,
+            "malformed": self.trace.malformed > 0 and not self.trace.has_failed,
+            "truncated": self.trace.stop is StopReason.LENGTH,
+            "zero_variance": self.is_flat and not self.trace.has_failed,
+        }[name]
+
+
+class Guard(TrainerCallback):
+    """Counts for how many steps in a row each limit has been passed, and ends the run when that is too long.
+
+    While a limit is passed no checkpoint is saved, so that those from before are not rotated away for weights that may be
+    spoilt. At the run's planned end one is saved all the same.
+
+    Args:
+        args ([`RelayGRPOConfig`]): has the limits.
+    """
+
+    def __init__(self, args):
+        self._folder = args.output_dir
+        self._limits = {name: getattr(args, limit.option) for name, limit in LIMITS.items()}
+        self._patience = {name: getattr(args, limit.steps_option) for name, limit in LIMITS.items()}
+        self._streaks = dict.fromkeys(LIMITS, 0)
+        self._has_warned = False
+
+    def watch(self, step: int, shares: dict[str, float], suspects: Sequence[Suspect]):
+        """Takes in a training step, with the same `shares` on every process.
+
+        Args:
+            step (`int`): optimizer steps done.
+            shares (`dict[str, float]`): by the names of [`LIMITS`]; NaN where there is nothing to count.
+            suspects (`Sequence[Suspect]`): this process's rollouts.
+
+        Raises:
+            RuntimeError: a limit has been passed for too long.
+        """
+        for name, share in shares.items():
+            self._streaks[name] = self._streaks[name] + 1 if share > self._limits[name] else 0
+            if self._streaks[name] >= self._patience[name]:
+                raise RuntimeError(self._say(name, share, step, suspects))
+
+    def refuse(self, step: int, failures: float, suspects: Sequence[Suspect]):
+        """Ends the run over an evaluation that lost too many rollouts: its accuracy would be that of the others.
+
+        Raises:
+            RuntimeError: `failures` is more than `max_teacher_failures`.
+        """
+        if failures > self._limits["teacher_failures"]:
+            raise RuntimeError(self._say("teacher_failures", failures, step, suspects, "an evaluation at "))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Holds a checkpoint back while a limit is passed."""
+        passed = [LIMITS[name].option for name, streak in self._streaks.items() if streak]
+        self._has_warned = self._has_warned and bool(passed)
+        if passed and control.should_save and state.global_step < state.max_steps:
+            control.should_save = False
+            if not self._has_warned:
+                logger.warning(
+                    f"Step {state.global_step}: no checkpoint is saved while {' and '.join(passed)} is passed, so that "
+                    "those from before stay."
+                )
+            self._has_warned = True
+
+    def _say(self, name: str, share: float, step: int, suspects: Sequence[Suspect], where: str = "") -> str:
+        limit, streak = LIMITS[name], self._streaks[name]
+        said = limit.said.format(share=f"{share:.0%}", step=f"{step}").replace("of step", f"of {where}step")
+        for_long = f" for {streak} steps in a row" if streak > 1 else ""
+        guilty = [suspect for suspect in suspects if suspect.shows(name)]
+        parts = [
+            f"{said}, more than {limit.option}={self._limits[name]:.0%}{for_long}; the run stops rather than train on what "
+            "is left."
+        ]
+        if guilty:
+            indices = f"rollout{'s' * (len(guilty) > 1)} " + ", ".join(str(one.index) for one in guilty[:_SHOWN])
+            more = f" and {len(guilty) - _SHOWN} more" if len(guilty) > _SHOWN else ""
+            parts.append(f"Look at {indices}{more} of this step: {_shown(guilty[0])}.")
+            errors = [suspect.trace.error for suspect in guilty if suspect.trace.error]
+            if errors:
+                parts.append(f"The last fault: {errors[-1]}")
+        last = get_last_checkpoint(self._folder)
+        parts.append(f"The last checkpoint is {last}." if last else "No checkpoint was saved.")
+        if name != "teacher_failures":
+            parts.append(f"If this is meant, raise {limit.steps_option}, or {limit.option} (1 switches it off).")
+        return " ".join(parts)
+
+
+def _shown(suspect: Suspect) -> str:
+    problem = suspect.problem if isinstance(suspect.problem, str) else str(suspect.problem[-1].get("content", ""))
+    answer = suspect.trace.text
+    return f"to {_short(problem)} it answered {_short(answer)}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 120 else f"{text[:60]} ... {text[-50:]}")
+
+
+def flat_groups(rewards: Sequence[float], size: int) -> list[bool | None]:
+    """For every group of `size` rewards (NaN: not scored) whether they are all the same; `None` if none is scored."""
+    found: list[bool | None] = []
+    for start in range(0, len(rewards), size):
+        scored = [reward for reward in rewards[start : start + size] if reward == reward]
+        found.append(max(scored) - min(scored) <= _EQUAL if scored else None)
+    return found
