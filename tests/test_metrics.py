@@ -35,7 +35,7 @@ FAILED = Call(3, requested=5, granted=5, outcome=Outcome.FAILED, wait_s=9.0)
 def test_metrics_by_hand():
     traces = [
         trace_of(student=14, teacher=6, removed=8, calls=[ANSWERED, DENIED], malformed=1),
-        trace_of(student=20),
+        trace_of(student=20, stop=StopReason.LENGTH),
         trace_of(calls=[FAILED], malformed=5, stop=StopReason.TEACHER_ERROR),
     ]
     traces[0].student_read, traces[0].teacher_read = Reading(40, 16), Reading(30, None)
@@ -56,7 +56,9 @@ def test_metrics_by_hand():
             "granted": 10.0,
             "delivered": 3.0,
             "malformed": 0.5,
+            "malformed_rate": 0.5,
             "denied": 0.5,
+            "truncated": 0.5,
             "student_solvable": 0.5,
             "teacher_dependent": 0.5,
             "teacher_unsolvable": 0.0,

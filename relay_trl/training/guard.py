@@ -42,6 +42,9 @@ LIMITS = {
 }
 """What is watched, in the order in which it is looked at."""
 
+SPOILING = ("malformed", "truncated")
+"""Limits past which the weights themselves may be spoilt; the others leave a step without a gradient."""
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -71,8 +74,8 @@ class Suspect:
 class Guard(TrainerCallback):
     """Counts for how many steps in a row each limit has been passed, and ends the run when that is too long.
 
-    While a limit is passed no checkpoint is saved, so that those from before are not rotated away for weights that may be
-    spoilt. At the run's planned end one is saved all the same.
+    While one of the [`SPOILING`] limits is passed no checkpoint is saved, so that those from before are not rotated away.
+    At the run's planned end one is saved all the same.
 
     Args:
         args ([`RelayGRPOConfig`]): has the limits.
@@ -111,8 +114,8 @@ class Guard(TrainerCallback):
             raise RuntimeError(self._say("teacher_failures", failures, step, suspects, "an evaluation at "))
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Holds a checkpoint back while a limit is passed."""
-        passed = [LIMITS[name].option for name, streak in self._streaks.items() if streak]
+        """Holds a checkpoint back while the weights may be spoilt."""
+        passed = [LIMITS[name].option for name in SPOILING if self._streaks[name]]
         self._has_warned = self._has_warned and bool(passed)
         if passed and control.should_save and state.global_step < state.max_steps:
             control.should_save = False
