@@ -303,6 +303,8 @@ def test_passing_faults_are_tried_again(server, fault):
         (reply(200, {"choices": [{"text": 3, "finish_reason": "stop"}]}), "text '3'"),
         (reply(200, {"choices": [{"text": "", "finish_reason": "content_filter"}]}), "content_filter"),
         (reply(200, {"choices": [{"text": "", "token_ids": ["a"], "finish_reason": "stop"}]}), "token_ids"),
+        (reply(200, {"choices": [{"text": "", "token_ids": [-1], "finish_reason": "stop"}]}), "token_ids"),
+        (reply(200, {"choices": [{"text": "", "token_ids": [1 << 40], "finish_reason": "length"}]}), "token_ids"),
     ],
 )
 def test_a_lasting_fault_is_one_sentence_with_the_url(server, fault, words):

@@ -52,7 +52,8 @@ class Replies:
         if message.get("reasoning") or message.get("reasoning_content"):
             raise self.broken("moves the model's thoughts out of its text", "Start it without a reasoning parser.")
         ids = choice.get("token_ids") if vocabulary is not None else None
-        is_readable = ids is None or (isinstance(ids, list) and all(type(token) is int for token in ids))
+        # A tokenizer breaks off over an id that is negative or has more than 32 bits, and decodes any other.
+        is_readable = ids is None or (isinstance(ids, list) and all(type(i) is int and 0 <= i < 1 << 32 for i in ids))
         if not isinstance(text, str) or not is_readable:
             raise self.broken(f"answered with text {self.words(text)} and token_ids {self.words(ids)}")
         reason = choice.get("finish_reason")
