@@ -60,7 +60,7 @@ endef
 export VLLM_CPU_REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart reproduce test test-fast test-vllm test-distributed test-slow lint format install clean
+.PHONY: help quickstart reproduce test test-fast test-vllm test-distributed test-slow fuzz soak lint format install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,12 @@ test-distributed: $(ALL)  ## the tests with several processes, DeepSpeed among t
 
 test-slow: $(ALL)  ## the long tests that need neither
 	$(PYTEST) -m "slow and not vllm and not distributed and not deepspeed"
+
+fuzz: $(ALL)  ## hundreds of thousands of drawn cases of syntax, splice, answers, replies, rows, YAML: half an hour or more
+	RELAY_TRL_FUZZ=1 $(PYTEST) -n auto --timeout 7200 tests/faults/test_fuzz.py
+
+soak: $(ALL)  ## 2,000 GRPO steps under random faults beside a quiet run, in runs/soak; goes on where it was
+	$(PY) tests/faults/soak.py
 
 lint: $(ALL)  ## ruff and pyright
 	$(PY) -m ruff check .

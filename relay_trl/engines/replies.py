@@ -47,7 +47,8 @@ class Replies:
             EngineError: a part is missing or of the wrong type, or the answer ended in no usable way.
         """
         choice = first_choice(answer)
-        message = choice.get("message") or {}
+        message = choice.get("message")
+        message = message if isinstance(message, dict) else {}
         text = message.get("content") if self._api == "chat" else choice.get("text")
         if message.get("reasoning") or message.get("reasoning_content"):
             raise self.broken("moves the model's thoughts out of its text", "Start it without a reasoning parser.")

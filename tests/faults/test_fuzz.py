@@ -1,0 +1,283 @@
+"""Whatever comes in from outside ends as a result or as one clear error: syntax, splice, replies, answers, rows, YAML.
+
+In the suite each test draws a few cases; `make fuzz` (RELAY_TRL_FUZZ=1) draws the numbers that docs/reliability.md reports.
+A find is kept as an `@example`, or as a test beside the code that it was found in.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+
+import pytest
+import reference
+import tokenizers_for_tests as kinds
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from trl import ModelConfig
+
+from relay_trl.cli import EXPECTED, RecipeParser
+from relay_trl.command import CallSyntax
+from relay_trl.data.sources import drop_ungradable, load_rows
+from relay_trl.engines.base import EngineError, FinishReason, Generation
+from relay_trl.engines.replies import Replies
+from relay_trl.engines.scripted import ScriptedEngine
+from relay_trl.grading import Grader, final_answer
+from relay_trl.options import DataConfig
+from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.trace import Author, StopReason
+from relay_trl.training import RelayGRPOConfig, RelaySFTConfig
+from relay_trl.vocabulary import Vocabulary
+
+IS_LONG = os.environ.get("RELAY_TRL_FUZZ") == "1"
+SYNTAX = CallSyntax()
+VOCABULARIES = {
+    **{name: Vocabulary(build()) for name, build in kinds.KINDS.items()},
+    "byte_level_tags": Vocabulary(kinds.byte_level(kinds.TAGS)),
+    "llama2_tags": Vocabulary(kinds.llama2(kinds.TAGS)),
+}
+TABLES = {name: kinds.token_bytes(vocabulary.tokenizer) for name, vocabulary in VOCABULARIES.items()}
+
+
+def cases(in_the_suite, in_the_long_run):
+    return settings(max_examples=in_the_long_run if IS_LONG else in_the_suite)
+
+
+pieces = st.sampled_from(
+    ["<call>", "</call>", "<", ">", "/", "call", "0", "1", "9" * 12, " ", "\n", "\t", "\u00a0", "３", "é", "\0"]
+)
+commandlike = st.lists(pieces | st.text(max_size=3), max_size=12).map("".join)
+
+
+@cases(100, 100_000)
+@given(text=commandlike)
+def test_the_syntax_finds_what_the_reference_finds(text):
+    data = text.encode("utf-8", "surrogatepass")
+    found, expected = SYNTAX.find(text), list(reference.COMMAND.finditer(data))
+    assert [command.n for command in found] == [min(int(re.sub(rb"\D", b"", m[0]) or 0), 10**9) for m in expected]
+    assert SYNTAX.remove(text).encode("utf-8", "surrogatepass") == reference.COMMAND.sub(b"", data)
+    assert SYNTAX.count_malformed(text) == data.count(b"<call>") - len(expected) >= 0
+    assert all(text[c.start :].startswith("<call>") and text[: c.end].endswith("</call>") for c in found)
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+@cases(20, 17_000)
+@given(data=st.data())
+def test_the_splice_takes_out_the_commands_and_nothing_else(name, data):
+    vocabulary, table = VOCABULARIES[name], TABLES[name]
+    ids = data.draw(reference.spellings(table))
+    text = reference.spelt(ids, table)
+    kept = SYNTAX.remove_from_ids(ids, vocabulary.decode(ids), vocabulary)
+    assert vocabulary.decode(kept).encode() == reference.COMMAND.sub(b"", text)
+    assert reference.fits(kept, reference.outside(ids, table), table)
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+@cases(20, 5_000)
+@given(turns=st.lists(st.lists(st.integers(0, 10**4), max_size=30), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_a_rollout_of_any_tokens_at_all_keeps_its_books(name, turns, seed):
+    """Not texts but ids, so that characters are torn and tags come in pieces; end tokens stand anywhere."""
+    vocabulary, chance = VOCABULARIES[name], random.Random(seed)
+    call = vocabulary.encode("<call>12</call>")
+
+    def speaker(plans):
+        plans = iter(plans)
+        return ScriptedEngine(vocabulary, lambda context: next(plans, [vocabulary.eos_id]))
+
+    turns = [[i % vocabulary.size for i in turn] for turn in turns]
+    mine = [turn + call * chance.randrange(2) + [vocabulary.eos_id] for turn in turns]
+    student, teacher = speaker(mine), speaker([turn or [1] for turn in reversed(turns)])
+    prompt = RelayPrompt([1, 2], [1, 2])
+    trace = asyncio.run(relay(prompt, student, teacher, RelayConfig(max_completion_tokens=60), seed=seed))
+    assert trace.num_tokens == len(trace.loss_mask) == len(trace.logprobs) == len(trace.completion_ids) <= 60
+    assert [m for m, span in zip(trace.loss_mask, spans_of(trace), strict=True)] == [
+        int(span.author is Author.STUDENT) for span in spans_of(trace)
+    ]
+    assert all(p == 0.0 for p, m in zip(trace.logprobs, trace.loss_mask, strict=True) if not m)
+    assert 0.0 <= trace.teacher_share <= 1.0 and trace.stop is not None
+    assert trace.completion_ids.count(vocabulary.eos_id) == (trace.stop in (StopReason.EOS, StopReason.TEACHER_EOS))
+    assert len(teacher.contexts) == sum(call.granted > 0 for call in trace.calls)
+
+
+def spans_of(trace):
+    return [span for span in trace.spans for _ in span.ids]
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+anything = st.recursive(
+    scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3), max_leaves=6
+)
+choices = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": st.text(max_size=9) | anything,
+        "message": st.fixed_dictionaries({"content": st.text(max_size=9)}) | anything,
+        "token_ids": st.lists(st.integers(-3, 400) | st.integers() | anything, max_size=4) | anything,
+        "finish_reason": st.sampled_from(["stop", "length"]) | anything,
+        "stop_reason": st.sampled_from(["</call>", 3]) | anything,
+        "logprobs": st.fixed_dictionaries({"token_logprobs": st.lists(st.none() | st.floats(), max_size=4)}) | anything,
+    },
+)
+answers = st.fixed_dictionaries({}, optional={"choices": st.lists(choices, max_size=2) | anything, "usage": anything})
+
+
+@cases(200, 20_000)
+@given(
+    answer=answers | anything,
+    api=st.sampled_from(["completions", "chat"]),
+    flags=st.tuples(st.booleans(), st.booleans()),
+)
+@example({"choices": [{"message": True}]}, "completions", (False, False))
+@example({"choices": [{"text": "", "token_ids": [-1], "finish_reason": "stop"}]}, "completions", (True, False))
+@example({"choices": [{"text": "", "token_ids": [1 << 32], "finish_reason": "stop"}]}, "completions", (True, False))
+def test_any_json_of_a_server_is_a_generation_or_an_engine_error(answer, api, flags):
+    has_vocabulary, needs_logprobs = flags
+    vocabulary = VOCABULARIES["byte_level"] if has_vocabulary or needs_logprobs else None
+    replies = Replies("http://server/v1", api, "sk-planted", 9.0, 1)
+    try:
+        found = replies.read(answer, ("</call>",), vocabulary, needs_logprobs)
+    except EngineError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
+        return
+    assert isinstance(found, Generation) and isinstance(found.text, str) and isinstance(found.finish, FinishReason)
+    assert found.ids is None or all(type(i) is int and i >= 0 for i in found.ids)
+    assert found.logprobs is None or len(found.logprobs) == len(found.ids)
+
+
+# --- answers ---
+
+MATH = [
+    r"\frac{1}{2}",
+    r"\sqrt{",
+    "}",
+    "{",
+    "x",
+    "y^2",
+    "=",
+    "9^{9^{9^9}}",
+    r"\left(",
+    r"\right)",
+    ",",
+    "1,000",
+    "0.5",
+    "-",
+    "+",
+    "/",
+    "1e400",
+]
+MATH += [
+    r"\text{east}",
+    r"\%",
+    "%",
+    "$",
+    r"\pi",
+    r"\infty",
+    "(1, 2)",
+    "[0, 1)",
+    r"\cup",
+    r"\{1,2\}",
+    "°",
+    "²",
+    "\0",
+    "é",
+    "\ud800",
+    "!",
+    "_{2}",
+    "^",
+]
+MATH += [
+    r"\begin{pmatrix}1&2\end{pmatrix}",
+    r"\boxed{",
+    r"\int_0^1",
+    r"\sum",
+    "factorial(9999)",
+    "10!!!!",
+    "**",
+    "1" * 40,
+    " ",
+    "\n",
+    "\\",
+    r"\\",
+]
+
+
+def answer_of(chance):
+    return "".join(chance.choice(MATH) for _ in range(chance.randrange(1, 9)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_the_grader_judges_whatever_it_is_given(seed):
+    chance, count = random.Random(seed), 2000 if IS_LONG else 12
+    golds = [answer_of(chance) for _ in range(count)]
+    answers = [answer_of(chance) if chance.random() < 0.5 else gold for gold in golds]
+    with Grader(time_limit_s=0.5) as grader:
+        verdicts = grader.grade([rf"so \boxed{{{answer}}}" for answer in answers], golds)
+        assert len(verdicts) == count and all(type(verdict) is bool for verdict in verdicts)
+        for gold, answer, verdict in zip(golds, answers, verdicts, strict=True):
+            if answer == gold and grader.is_gradable(gold):
+                assert verdict, f"{gold!r} does not equal itself"
+            if not grader.is_gradable(gold):
+                assert not verdict, f"{gold!r} matches nothing, and {answer!r} passed"
+        assert grader.grade([r"\boxed{\frac{1}{2}}"], ["0.5"]) == [True]  # it lives
+
+
+@cases(300, 20_000)
+@given(
+    text=st.lists(st.sampled_from(MATH) | st.text(max_size=4), max_size=30).map("".join),
+    marker=st.sampled_from([None, "#", "####"]),
+)
+def test_the_final_answer_of_any_text(text, marker):
+    found = final_answer(text, marker)
+    assert found is None or (found in text and found == found.strip())
+
+
+# --- rows and YAML ---
+
+
+@pytest.mark.slow
+@cases(25, 500)
+@given(
+    rows=st.lists(
+        st.dictionaries(st.sampled_from(["problem", "answer", "prompt", "x", ""]), anything, max_size=4), max_size=4
+    ),
+    tail=st.binary(max_size=6),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_any_file_of_rows_is_rows_or_one_sentence(tmp_path_factory, rows, tail):
+    path = tmp_path_factory.getbasetemp() / "rows.jsonl"
+    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode("utf-8", "surrogatepass") + tail)
+    try:
+        loaded = load_rows(str(path))
+        with Grader() as grader:
+            loaded = drop_ungradable(loaded, grader, str(path))
+    except EXPECTED as error:
+        assert str(error).strip()
+        return
+    assert loaded and all({"prompt", "answer"} <= set(row) and grader.is_gradable(row["answer"]) for row in loaded)
+
+
+OPTIONS = {RelayGRPOConfig: "grpo_relay", RelaySFTConfig: "sft_warmup"}
+FIELDS = sorted(
+    {*RelayGRPOConfig.__dataclass_fields__, *DataConfig.__dataclass_fields__}
+    - {"env", "deepspeed", "fsdp", "fsdp_config", "parallelism_config"}
+)
+
+
+@pytest.mark.slow
+@cases(25, 2_000)
+@given(
+    changes=st.dictionaries(st.sampled_from(FIELDS) | st.text(min_size=1, max_size=8), anything, max_size=3),
+    raw=st.none() | st.text(max_size=40),
+)
+def test_any_yaml_is_a_config_or_one_sentence(tmp_path_factory, changes, raw):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    base = {"dataset": "arithmetic", "output_dir": "runs/fuzz", "use_cpu": True, "bf16": False, "report_to": "none"}
+    text = raw if raw is not None else yaml.safe_dump({**base, **changes})
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        RecipeParser((DataConfig, RelayGRPOConfig, ModelConfig)).parse(["--config", str(path)])
+    except EXPECTED as error:
+        assert str(error).strip()
