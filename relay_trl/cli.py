@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -98,6 +99,12 @@ def check_model(path: str | None, what: str, revision: str | None = None) -> str
         if not os.path.isfile(os.path.join(path, "adapter_config.json")):
             raise FileNotFoundError(f"{what}: the folder {path} has no config.json, so there is no model in it.")
         return path
+    pickles = sorted(name.name for name in Path(path).glob("pytorch_model*.bin"))
+    if pickles and not any(Path(path).glob("*.safetensors")):
+        raise ValueError(
+            f"{what}: {path} has its weights in {pickles[0]}, a pickle, which may run code as it is read; save the model "
+            "again with safe_serialization, as safetensors."
+        )
     try:
         _config_of(path, revision)
     except (OSError, ValueError) as error:
@@ -163,6 +170,7 @@ def model_kwargs(model_config, config) -> dict[str, Any]:
         "dtype": model_config.dtype,
         "attn_implementation": model_config.attn_implementation,
         "trust_remote_code": config.trust_remote_code,
+        "use_safetensors": True,
     }
 
 

@@ -108,7 +108,7 @@ def load_vocabulary(tokenizer: str | Any) -> Vocabulary:
         eos_ids = GenerationConfig.from_pretrained(tokenizer).eos_token_id or []
     except OSError:
         eos_ids = []
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)  # a server may have named it
     return Vocabulary(loaded, [eos_ids] if isinstance(eos_ids, int) else eos_ids)
 
 

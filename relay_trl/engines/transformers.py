@@ -87,7 +87,7 @@ class TransformersEngine(SteppedEngine):
         """
         found = {"revision": revision, "trust_remote_code": trust_remote_code}
         tokenizer = AutoTokenizer.from_pretrained(path, **found)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", **found)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", use_safetensors=True, **found)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         model.eval().to(torch.device(device or accelerator or "cpu"))  # pyright: ignore[reportArgumentType]
         return cls(model, tokenizer, name=path, **kwargs)

@@ -18,6 +18,7 @@ from .base import Context, EngineError, FinishReason, Generation, OnTokens, Samp
 if TYPE_CHECKING:
     from vllm import LLM
 
+_SAFE = {"load_format": "safetensors"}  # vLLM would fall back on pickles
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
 # Without a GPU. vLLM's cache would take most of the main memory; its VLLM_CPU_KVCACHE_SPACE has the last word. And vLLM
@@ -127,7 +128,7 @@ class VLLMEngine(SteppedEngine):
                 max_num_seqs=max_num_seqs,
                 gpu_memory_utilization=gpu_memory_utilization,
                 enforce_eager=not has_gpu if enforce_eager is None else enforce_eager,
-                **{"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs", **kwargs},
+                **{"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs", **_SAFE, **kwargs},
             )
         except (OSError, RuntimeError, ValueError, VLLMError) as error:
             reason = " ".join(str(error).split())[:300]
