@@ -240,8 +240,9 @@ def test_too_many_failures_stop_the_run(tmp_path):
         trainer.train()
     said = str(caught.value)
     assert said.startswith(
-        "The teacher failed in 25% of step 0's rollouts, more than max_teacher_failures=20%; the run stops rather than "
-        "train on what is left. Look at rollouts 1, 5 of this step: to '"
+        "The teacher failed in 25% of step 1's rollouts, more than max_teacher_failures=20%; the run stops rather than "
+        "train on what is left. Look at rollouts 1, 5 of this step in "
+        f"{tmp_path}/_rollouts: to '"
     )
     assert said.endswith(
         "=' it answered '<call>9</call>'. The last fault: The teacher is out for lunch. No checkpoint was saved."

@@ -57,8 +57,8 @@ def test_a_limit_that_is_passed_for_long_ends_the_run_and_the_last_good_checkpoi
     # two good steps, two bad ones, a good one, and then bad ones only
     trainer, error = run(tmp_path, lambda step: GOOD if step in (0, 1, 4) else bad, **fields)
     assert error is not None and trainer.state.global_step == 7
-    assert error.startswith(f"{said} of step 7's ") and f"more than {limit}=40% for 3 steps in a row" in error
-    assert re.search(r"Look at rollouts? \d.* of this step: to '\d\d.*=' it answered '", error)
+    assert error.startswith(f"{said} of step 8's ") and f"more than {limit}=40% for 3 steps in a row" in error
+    assert re.search(r"Look at rollouts? \d.* of this step in .*_rollouts: to '\d\d.*=' it answered '", error)
     # Malformed and endless answers may have spoilt the weights: what steps 3, 4, 6 and 7 left was never written
     last = {"max_malformed": (2, 5), "max_truncated": (2, 5)}.get(limit, (6, 7))
     assert f"The last checkpoint is {tmp_path}/checkpoint-{last[1]}." in error

@@ -132,6 +132,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             first, advantages = self.accelerator.process_index * len(inputs), output["advantages"].tolist()
             place = (self.state.global_step + 1, self._counter[1], first, self.num_generations)
             self.writer.add(*place, inputs, *self._scored[:3], advantages, self._scored[3])
+        self._watch(inputs)
         return output
 
     def _compute_loss(self, model, inputs):
@@ -176,7 +177,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         for name, value in metrics.items():
             # TRL logs the mean: a smaller last batch of an evaluation must weigh no more than its rollouts
             self._metrics[self._mode][f"relay/{name}"] += [value] * len(rows)
-        self._watch(metrics, matrix, inputs)
+        self._judged = (metrics, total.tolist())
         return matrix
 
     def _score_groups(self, rows: list[list[float]]) -> tuple[list[float], list]:
@@ -205,16 +206,15 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
                 rewards[i] = float("nan") if value is None else float(value)
         return rewards, kinds
 
-    def _watch(self, metrics: dict[str, float], matrix: torch.Tensor, inputs: list[dict]):
-        """Shows the step to the guard, which may end the run."""
+    def _watch(self, inputs: list[dict]):
+        """Shows the step to the guard, which may end the run; its rollouts are on disk by then."""
+        metrics, totals = self._judged
         size = self.num_generations if self._mode == "train" else self.num_generations_eval
-        weighted = (matrix * self.reward_weights.to(matrix.device)).nansum(1)
-        weighted[matrix[:, 0].isnan()] = torch.nan
-        flat = flat_groups(weighted.tolist(), size)
+        flat = flat_groups(totals, size)
         first = self.accelerator.process_index * len(inputs)
         suspects = [
-            Suspect(first + i, row["prompt"], row[adapter.TRACE_COLUMN], bool(flat[(first + i) // size]))
-            for i, row in enumerate(inputs)
+            Suspect(first + i, row["prompt"], trace, bool(flat[(first + i) // size]))
+            for i, (row, trace) in enumerate(zip(inputs, self._scored[0], strict=True))
         ]
         if self._mode == "eval":
             self.guard.refuse(self.state.global_step, metrics["teacher_failures"], suspects)
@@ -226,7 +226,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             "truncated": metrics["truncated"],
             "zero_variance": sum(known) / len(known) if known else float("nan"),
         }
-        self.guard.watch(self.state.global_step, shares, suspects)
+        self.guard.watch(self.state.global_step + 1, shares, suspects)
 
 
 def _group_reward_column(name: str) -> Callable:

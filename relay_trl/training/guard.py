@@ -5,12 +5,14 @@ business; when a step's are known, the trainer's.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..rollouts import FOLDER
 from ..trace import StopReason, Trace
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class Guard(TrainerCallback):
 
     def __init__(self, args):
         self._folder = args.output_dir
+        self._rollouts = os.path.join(args.output_dir, FOLDER) if args.rollouts_max_mb else None
         self._limits = {name: getattr(args, limit.option) for name, limit in LIMITS.items()}
         self._patience = {name: getattr(args, limit.steps_option) for name, limit in LIMITS.items()}
         self._streaks = dict.fromkeys(LIMITS, 0)
@@ -92,7 +95,7 @@ class Guard(TrainerCallback):
         """Takes in a training step, with the same `shares` on every process.
 
         Args:
-            step (`int`): optimizer steps done.
+            step (`int`): the optimizer step that they were drawn for, counted from 1 as in the log.
             shares (`dict[str, float]`): by the names of [`LIMITS`]; NaN where there is nothing to count.
             suspects (`Sequence[Suspect]`): this process's rollouts.
 
@@ -138,7 +141,8 @@ class Guard(TrainerCallback):
         if guilty:
             indices = f"rollout{'s' * (len(guilty) > 1)} " + ", ".join(str(one.index) for one in guilty[:_SHOWN])
             more = f" and {len(guilty) - _SHOWN} more" if len(guilty) > _SHOWN else ""
-            parts.append(f"Look at {indices}{more} of this step: {_shown(guilty[0])}.")
+            place = f" in {self._rollouts}" if self._rollouts and not where else ""
+            parts.append(f"Look at {indices}{more} of this step{place}: {_shown(guilty[0])}.")
             errors = [suspect.trace.error for suspect in guilty if suspect.trace.error]
             if errors:
                 parts.append(f"The last fault: {errors[-1]}")
