@@ -8,9 +8,10 @@ import asyncio
 from tqdm import tqdm
 
 from relay_trl.cli import RecipeParser, check_model, run
+from relay_trl.data.resumable import ResumableRows
 from relay_trl.data.sources import drop_overlong
 from relay_trl.data.warmup import WarmupConfig, warmup_rows, write_jsonl
-from relay_trl.engines.loading import load_engine
+from relay_trl.engines.loading import close_engines, load_engine
 from relay_trl.options import DataConfig
 from relay_trl.prompts import PromptBuilder
 from relay_trl.training.call_tokens import add_call_tokens
@@ -23,7 +24,11 @@ def main():
         check_model(config.student, "student")
 
     rows = data.load()
-    student = load_engine(config.student, config.student_backend)
+    is_url = "://" in config.student
+    options = {"tokenizer": config.student_tokenizer, "model": config.student_model} if is_url else {}
+    student = load_engine(config.student, config.student_backend, max_concurrency=config.max_in_flight, **options)
+    if student.vocabulary is None:
+        raise ValueError(f"{student.name} gives text only, but a student's tokens are needed; set student_tokenizer.")
     tokenizer = student.vocabulary.tokenizer
     if config.add_call_tokens:
         add_call_tokens(tokenizer, config.syntax)
@@ -32,25 +37,32 @@ def main():
     lengths = [len(builder.student_ids(row["prompt"])) for row in rows]
     rows = drop_overlong(rows, lengths, config.max_prompt_length, data.dataset, config.skip_long_prompts)
 
-    async def collect() -> list[dict | None]:
-        with tqdm(total=len(rows) * config.samples, desc="answers", unit="answer") as bar:
-            made = []
-            async for row in warmup_rows(rows, student, builder, config):
-                made.append(row)
-                bar.update()
-            return made
+    async def make(answers: ResumableRows):
+        total = len(rows) * config.samples
+        try:
+            with tqdm(total=total, initial=len(answers), desc="answers", unit="answer") as bar:
+                async for number, row in warmup_rows(rows, student, builder, config, answers, config.max_in_flight):
+                    answers.add(number, row)
+                    bar.update()
+        finally:
+            await close_engines(student)
 
-    made = asyncio.run(collect())
-    kept = [row for row in made if row is not None]
-    if not kept:
+    # A run that is killed goes on from this file; it is taken away when the rows are written, in order.
+    with ResumableRows(f"{config.output}.progress", config.settings(rows)) as answers:
+        if len(answers):
+            print(f"{answers.path} has {len(answers)} answers of an earlier run, which are kept.")
+        asyncio.run(make(answers))
+        calls = [row["calls"] for _, row in answers.in_order() if row is not None]
+        if calls:
+            write_jsonl((row for _, row in answers.in_order() if row is not None), config.output)
+    answers.path.unlink()
+    if not calls:
         raise ValueError(
-            f"None of the {len(made)} answers ended within max_completion_length={config.max_completion_length}; raise it."
+            f"None of the {len(answers)} answers ended within max_completion_length={config.max_completion_length}; raise it."
         )
-    write_jsonl(kept, config.output)
-    calls = sum(row["calls"] for row in kept)
     print(
-        f"{len(kept)} rows with {calls} calls ({calls / len(kept):.2f} a row) in {config.output}; "
-        f"{len(made) - len(kept)} answers did not end and were left out."
+        f"{len(calls)} rows with {sum(calls)} calls ({sum(calls) / len(calls):.2f} a row) in {config.output}; "
+        f"{len(answers) - len(calls)} answers did not end and were left out."
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from relay_trl.citer.engine import with_router
 from relay_trl.cli import RecipeParser, check_model, run
 from relay_trl.data.sources import drop_ungradable, load_rows
 from relay_trl.engines.loading import load_engine
@@ -45,6 +46,8 @@ def main():
             # The teacher first: a server that is down is known before any model is loaded.
             teacher = load_engine(config.teacher, **config.teacher_options()) if has_teacher else None
             student = load_engine(config.student, **config.student_options())
+            if config.citer_router is not None:
+                student = with_router(student, config.citer_router)
             problems = build_problems(
                 config.benchmark,
                 rows,

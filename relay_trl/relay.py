@@ -147,7 +147,7 @@ async def relay(
             trace.stop = StopReason.LENGTH
         elif command is not None and teacher is not None and is_open:
             sampling = replace(config.teacher, seed=turn_seed(seed, turn), rollout=rollout)
-            await _ask_teacher(trace, prompt, vocabulary, teacher, config, left, sampling, listener)
+            await ask_teacher(trace, prompt, vocabulary, teacher, config, left, sampling, listener)
             turn += 1
     return trace
 
@@ -199,7 +199,7 @@ def _add_student(trace: Trace, written: Generation, vocabulary: Vocabulary, synt
     return commands[-1] if ends_in_last_token else None
 
 
-async def _ask_teacher(
+async def ask_teacher(
     trace: Trace,
     prompt: RelayPrompt,
     vocabulary: Vocabulary,
@@ -207,9 +207,14 @@ async def _ask_teacher(
     config: RelayConfig,
     left: int,
     sampling: Sampling,
-    listener: Listener | None,
+    listener: Listener | None = None,
 ):
-    """Answers the trace's last call: shows the teacher the text without commands and splices in what it writes."""
+    """Answers the trace's last call: shows the teacher the text without commands and splices in what it writes.
+
+    Args:
+        trace ([`Trace`]): changed in place; its last call is one that nobody has answered yet.
+        left (`int`): completion tokens that the budget still has.
+    """
     call = trace.calls[-1]
     tags = (config.syntax.open_tag, config.syntax.close_tag)
     context = teacher_context(prompt.teacher, trace, vocabulary, teacher, tags)

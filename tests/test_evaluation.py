@@ -10,11 +10,12 @@ from relay_trl.command import CallSyntax
 from relay_trl.data.arithmetic import build_tokenizer, problems, solve
 from relay_trl.engines.base import EngineError, Sampling
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.evaluation.answers import AnswerFile, fingerprint, read_run
+from relay_trl.evaluation.answers import AnswerFile, read_run
 from relay_trl.evaluation.config import EvaluationConfig
 from relay_trl.evaluation.methods import load_method, load_methods
 from relay_trl.evaluation.runner import answer_seed, build_problems, evaluate
 from relay_trl.evaluation.statistics import bootstrap_interval, cost_reduction, gap_recovered, summarize
+from relay_trl.fingerprints import fingerprint
 from relay_trl.grading import Grader
 from relay_trl.prompts import PromptBuilder
 from relay_trl.relay import RelayConfig
@@ -160,9 +161,12 @@ def test_fixed_is_not_cut_by_the_limit_on_asked_for_lengths(tmp_path):
     assert {call.granted for answer in result.answers for call in answer.trace.calls} == {9}
 
 
-@pytest.mark.parametrize("name", ["fixed", "fixed_", "fixed_0", "fixed_-1", "fixed_x", "Relay", "", "fixed_4 "])
+@pytest.mark.parametrize(
+    "name",
+    ["fixed", "fixed_", "fixed_0", "fixed_-1", "fixed_x", "citer_2", "citer_", "citer_0.5x", "Relay", "", "fixed_4 "],
+)
 def test_unknown_methods_are_refused_with_the_known(name):
-    with pytest.raises(ValueError, match="student, teacher, relay, relay_no_teacher and fixed_n"):
+    with pytest.raises(ValueError, match="student, teacher, relay, relay_no_teacher, citer, fixed_n"):
         load_method(name)
 
 

@@ -19,6 +19,7 @@ import yaml
 from test_openai_engine import Server
 
 from relay_trl.data.arithmetic import problems
+from relay_trl.data.warmup import insert_calls
 
 ROOT = Path(__file__).parents[1]
 PAIR = ROOT / "data" / "arithmetic"
@@ -253,6 +254,32 @@ def test_build_warmup_refuses(refuse, changes, said):
 def test_build_warmup_refuses_what_only_the_student_shows(refuse, tmp_path, changes, said):
     assert re.search(said, refuse("build_warmup", student=str(PAIR / "student"), dataset_size=8, **changes))
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_build_warmup_goes_on_where_it_was_stopped(launch, monkeypatch, tmp_path, capsys):
+    options = {"student": str(PAIR / "student"), "dataset_size": 24, "max_in_flight": 8}
+    assert launch("build_warmup", **options)[0] == 0
+    whole = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").unlink()
+    asked = []
+
+    def insert(*args, **kwargs):
+        asked.append(args)
+        if len(asked) == 10:
+            raise KeyboardInterrupt
+        return insert_calls(*args, **kwargs)
+
+    monkeypatch.setattr("relay_trl.data.warmup.insert_calls", insert)
+    with pytest.raises(KeyboardInterrupt):
+        launch("build_warmup", **options)
+    progress = tmp_path / "rows.jsonl.progress"
+    assert len(progress.read_text().splitlines()) == 10 and not (tmp_path / "rows.jsonl").exists()
+    status, err = launch("build_warmup", **options | {"seed": 7})
+    assert status == 1 and "seed was 42 and is now 7" in err
+    assert launch("build_warmup", **options, max_prompt_length=17)[0] == 1
+    assert launch("build_warmup", **options)[0] == 0
+    assert (tmp_path / "rows.jsonl").read_text() == whole and not progress.exists()
+    assert len(asked) <= 10 + 24 - 9
 
 
 @pytest.mark.parametrize(

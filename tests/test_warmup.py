@@ -180,7 +180,7 @@ LETTERS = Vocabulary(kinds.characters())
 SUMS = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(30)]
 
 
-def make_rows(config, rows=SUMS):
+def make_rows(config, rows=SUMS, done=()):
     def script(context):
         problem = LETTERS.decode(context)
         if problem == "3+3=":
@@ -190,9 +190,12 @@ def make_rows(config, rows=SUMS):
     student = ScriptedEngine(LETTERS, script)
 
     async def collect():
-        return [row async for row in warmup_rows(rows, student, PromptBuilder(LETTERS.tokenizer), config)]
+        builder = PromptBuilder(LETTERS.tokenizer)
+        return {number: row async for number, row in warmup_rows(rows, student, builder, config, done, 7)}
 
-    return asyncio.run(collect())
+    made = asyncio.run(collect())
+    assert not made.keys() & set(done)
+    return [made.get(number) for number in range(config.samples * len(rows))]
 
 
 def config_of(**fields):
@@ -219,9 +222,11 @@ def test_samples_follow_each_other_and_get_calls_of_their_own():
     assert len({row["completion"] for row in rows[:3]}) > 1
 
 
-def test_a_seed_fixes_the_calls():
+def test_a_seed_fixes_the_calls_whatever_else_is_asked():
     first, again, other = (make_rows(config_of(seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
+    rest = make_rows(config_of(seed=1), done={0, 4, 11})
+    assert rest == [None if number in (0, 4, 11) else row for number, row in enumerate(first)]
 
 
 def test_weights_are_the_frequencies_of_calls():

@@ -4,18 +4,20 @@ Owns where a call may stand and what it asks for. The student's own words avoid 
 call is the student's own continuation, so the warm-up teaches the syntax and nothing about when it pays.
 """
 
-import asyncio
 import json
 import random
 import re
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Container, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..asking import ask_all
 from ..command import CallSyntax, tokens_until
 from ..engines.base import Engine, Sampling
+from ..fingerprints import fingerprint, fingerprint_rows
 from ..options import PromptFields
 from ..prompts import PromptBuilder
+from ..redaction import redact
 from ..relay import RelayConfig, relay
 from ..trace import StopReason, Trace
 from ..vocabulary import Vocabulary
@@ -29,6 +31,9 @@ class WarmupConfig(PromptFields):
         student (`str`): folder or Hub id of the model whose answers are used.
         output (`str`): the `.jsonl` file to write.
         student_backend (`str`, defaults to `"auto"`): `auto`, `transformers`, `vllm` or `openai`.
+        student_tokenizer, student_model (`str`, *optional*): of a student behind a URL, see
+            [`~relay_trl.engines.loading.load_engine`].
+        max_in_flight (`int`, defaults to `512`): answers at a time.
         samples (`int`, defaults to `1`): answers per problem.
         temperature (`float`, defaults to `1.0`), top_p (`float`, defaults to `1.0`): of the student.
         max_completion_length (`int`, defaults to `1024`): most tokens of an answer; answers that do not end are left out.
@@ -44,6 +49,9 @@ class WarmupConfig(PromptFields):
     student: str = field(default="", metadata={"help": "Folder or Hub id of the student."})
     output: str = field(default="", metadata={"help": "The .jsonl file to write."})
     student_backend: str = field(default="auto", metadata={"help": "auto, transformers, vllm or openai."})
+    student_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of a student behind a URL."})
+    student_model: str | None = field(default=None, metadata={"help": "The student's name on its server."})
+    max_in_flight: int = field(default=512, metadata={"help": "Answers at a time."})
     samples: int = field(default=1, metadata={"help": "Answers per problem."})
     temperature: float = field(default=1.0, metadata={"help": "Of the student."})
     top_p: float = field(default=1.0, metadata={"help": "Of the student."})
@@ -64,7 +72,7 @@ class WarmupConfig(PromptFields):
         for name in ("student", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; there is no default for it.")
-        for name in ("samples", "max_completion_length", "num_orders"):
+        for name in ("samples", "max_completion_length", "num_orders", "max_in_flight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.call_weights or min(self.call_weights) < 0 or sum(self.call_weights) <= 0:
@@ -77,6 +85,12 @@ class WarmupConfig(PromptFields):
             re.compile(self.step_end or "")
         except re.error as error:
             raise ValueError(f"step_end is {self.step_end!r}, which is no regular expression: {error}.") from error
+
+    def settings(self, rows: list[dict]) -> dict:
+        """What the answers to `rows` depend on."""
+        elsewhere = {"output", "max_in_flight", "student_backend"}
+        kept = {name: value for name, value in asdict(self).items() if name not in elsewhere}
+        return redact({**kept, "student_weights": fingerprint(self.student), "problems": fingerprint_rows(rows)})
 
 
 def call_spots_end(text: str, marker: str | None) -> tuple[int, list[tuple[int, int]]]:
@@ -178,13 +192,23 @@ def _tokens_to_step_end(ids: list[int], start: int, text: str, vocabulary: Vocab
 
 
 async def warmup_rows(
-    rows: list[dict], student: Engine, builder: PromptBuilder, config: WarmupConfig, concurrency: int = 512
-) -> AsyncIterator[dict | None]:
-    """Answers every problem and puts calls in.
+    rows: list[dict],
+    student: Engine,
+    builder: PromptBuilder,
+    config: WarmupConfig,
+    done: Container[int] = (),
+    max_in_flight: int = 512,
+) -> AsyncIterator[tuple[int, dict | None]]:
+    """Answers every problem and puts calls in. An answer and its calls depend on its number and the seed alone.
+
+    Args:
+        done (`Container[int]`): numbers of answers that are there already and are not asked for again.
+        max_in_flight (`int`, defaults to `512`): answers at a time; no more than these are in memory.
 
     Yields:
-        `dict` with `prompt`, `completion` (text), `prompt_ids`, `completion_ids`, `answer` and `calls`, in the order of
-        `rows`; `None` for an answer that did not end within `config.max_completion_length`.
+        `tuple[int, dict | None]`, as answers are done: the number of the answer (row times `config.samples` plus sample), and
+        `prompt`, `completion` (text), `prompt_ids`, `completion_ids`, `answer` and `calls`, or `None` for an answer that did
+        not end within `config.max_completion_length`.
     """
     rules = RelayConfig(
         max_completion_tokens=config.max_completion_length,
@@ -196,23 +220,17 @@ async def warmup_rows(
     if vocabulary is None:
         raise ValueError(f"The student {student.name!r} gives no token ids; warm-up data need a student that does.")
     command_ids(1, vocabulary, config.syntax)  # refuses a vocabulary without tags before anything is asked
-    gate = asyncio.Semaphore(concurrency)
 
-    async def answer(index: int, row: dict) -> Trace:
-        async with gate:
-            return await relay(builder.build(row["prompt"]), student, None, rules, seed=config.seed * 1_000_003 + index)
+    async def answer(number: int) -> Trace:
+        prompt = builder.build(rows[number // config.samples]["prompt"])
+        return await relay(prompt, student, None, rules, seed=config.seed * 1_000_003 + number)
 
-    tasks = [
-        asyncio.create_task(answer(i * config.samples + k, row))
-        for i, row in enumerate(rows)
-        for k in range(config.samples)
-    ]
-    for i, task in enumerate(tasks):
-        trace = await task
+    numbers = (number for number in range(len(rows) * config.samples) if number not in done)
+    async for number, trace in ask_all(numbers, answer, max_in_flight):
         if trace.stop is not StopReason.EOS:
-            yield None
+            yield number, None
             continue
-        rng = random.Random(f"{config.seed}/{i}")
+        rng = random.Random(f"{config.seed}/{number}")
         num_calls = rng.choices(range(len(config.call_weights)), config.call_weights)[0]
         own = trace.completion_ids[:-1]
         ids = insert_calls(
@@ -227,15 +245,18 @@ async def warmup_rows(
             config.step_end,
         )
         text = vocabulary.decode(ids)
-        row = rows[i // config.samples]
-        yield {
-            "prompt": row["prompt"],
-            "completion": text,
-            "prompt_ids": trace.prompt_ids,
-            "completion_ids": [*ids, trace.completion_ids[-1]],
-            "answer": row["answer"],
-            "calls": len(config.syntax.find(text)),
-        }
+        row = rows[number // config.samples]
+        yield (
+            number,
+            {
+                "prompt": row["prompt"],
+                "completion": text,
+                "prompt_ids": trace.prompt_ids,
+                "completion_ids": [*ids, trace.completion_ids[-1]],
+                "answer": row["answer"],
+                "calls": len(config.syntax.find(text)),
+            },
+        )
 
 
 def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:

@@ -92,6 +92,14 @@ def load_engine(
     return engines[0] if len(engines) == 1 else EnginePool(engines, max_retries)
 
 
+async def close_engines(*engines: Engine | None):
+    """Closes the connections of those that have some; engines in this process have none."""
+    for engine in engines:
+        close = getattr(engine, "aclose", None)
+        if close is not None:
+            await close()
+
+
 def load_vocabulary(tokenizer: str | Any) -> Vocabulary:
     """The vocabulary of a tokenizer, or of a folder or Hub id that has one.
 

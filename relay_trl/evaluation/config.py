@@ -11,12 +11,12 @@ from typing import Any
 
 from ..command import CallSyntax
 from ..engines.base import Engine, Sampling
+from ..fingerprints import fingerprint, fingerprint_rows
 from ..hub import load_record
 from ..options import TeacherFields
 from ..prompts import PromptBuilder
 from ..redaction import redact
 from ..relay import RelayConfig
-from .answers import fingerprint, fingerprint_rows
 from .methods import load_methods
 
 FROM_STUDENT = {
@@ -75,6 +75,7 @@ class EvaluationConfig(TeacherFields):
         prompt_template (`str`), system_prompt (`str`), is_chat (`bool`), chat_template_kwargs (`dict`),
             answer_marker (`str`), open_tag (`str`), close_tag (`str`): from the student; see [`RelayRecord`].
         student_backend (`str`, defaults to `"auto"`): `auto`, `transformers` or `vllm`.
+        citer_router (`str`, *optional*): folder that `recipes/train_citer.py` wrote, for the methods `citer` and `citer_t`.
         dtype (`str`, *optional*): of both models; `None`: the checkpoints'.
         max_in_flight (`int`, defaults to `256`): rollouts at a time.
         grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
@@ -120,6 +121,7 @@ class EvaluationConfig(TeacherFields):
     open_tag: str | None = field(default=None, metadata={"help": "Begins a command."})
     close_tag: str | None = field(default=None, metadata={"help": "Ends a command."})
     student_backend: str = field(default="auto", metadata={"help": "auto, transformers or vllm."})
+    citer_router: str | None = field(default=None, metadata={"help": "Folder of CITER's router."})
     dtype: str | None = field(default=None, metadata={"help": "Of both models (default: the checkpoints')."})
     max_in_flight: int = field(default=256, metadata={"help": "Rollouts at a time."})
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
@@ -161,6 +163,12 @@ class EvaluationConfig(TeacherFields):
             raise ValueError(
                 f"The methods {', '.join(lonely)} ask a teacher, but teacher is not set and {self.student} names none in "
                 "a relay_config.json; set teacher to a folder, a Hub id or a URL."
+            )
+        routed = [method.name for method in load_methods(self.methods) if method.has_router]
+        if routed and config.citer_router is None:
+            raise ValueError(
+                f"The methods {', '.join(routed)} need CITER's router; train one with recipes/train_citer.py and give its "
+                "output_dir as citer_router."
             )
         return config
 
@@ -211,4 +219,6 @@ class EvaluationConfig(TeacherFields):
         """
         kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
         weights = {"student_weights": fingerprint(self.student), "teacher_weights": fingerprint(self.teacher or "")}
+        if self.citer_router is not None:
+            weights["router_weights"] = fingerprint(self.citer_router)
         return redact({**kept, **weights, "problems": fingerprint_rows(rows)})

@@ -25,11 +25,13 @@ class Method:
         name (`str`): as people write it.
         answer (`Answerer`): the coroutine that answers one problem.
         has_teacher (`bool`): whether it asks the teacher, so that a run needs one.
+        has_router (`bool`, defaults to `False`): whether it reads CITER's router.
     """
 
     name: str
     answer: Answerer
     has_teacher: bool
+    has_router: bool = False
 
 
 async def answer_alone(
@@ -107,28 +109,45 @@ def _fixed(n: int) -> Answerer:
     return answer
 
 
+def _citer(threshold: float | None) -> Answerer:
+    async def answer(
+        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+    ) -> Trace:
+        from ..citer.decoding import answer_by_router  # needs torch, which naming a method does not
+
+        return await answer_by_router(prompt, student, teacher, config, seed, threshold)
+
+    return answer
+
+
 METHODS: dict[str, Method] = {
     "student": Method("student", answer_alone, has_teacher=False),
     "teacher": Method("teacher", answer_by_teacher, has_teacher=True),
     "relay": Method("relay", relay, has_teacher=True),
     "relay_no_teacher": Method("relay_no_teacher", answer_unheard, has_teacher=False),
+    "citer": Method("citer", _citer(None), has_teacher=True, has_router=True),
 }
-"""Methods without a number in their name. `fixed_n` grants every call n tokens, whatever it asks for."""
+"""Methods without a number in their name. `fixed_n` grants every call n tokens, whatever it asks for; `citer_t` asks the
+teacher for each token whose score is below t, `citer` below the router's own threshold.
+"""
 
 
 def load_method(name: str) -> Method:
-    """The method called `name`: one of [`METHODS`] or `fixed_n`, such as `"fixed_16"`.
+    """The method called `name`: one of [`METHODS`], `fixed_n`, such as `"fixed_16"`, or `citer_t`, such as `"citer_0.9"`.
 
     Raises:
         ValueError: there is no such method.
     """
     if name in METHODS:
         return METHODS[name]
+    match = re.fullmatch(r"citer_(0?\.[0-9]{1,8}|[01](?:\.0)?)", name)
+    if match is not None:
+        return Method(name, _citer(float(match[1])), has_teacher=True, has_router=True)
     match = re.fullmatch(r"fixed_([1-9][0-9]{0,8})", name)
     if match is None:
         raise ValueError(
-            f"Unknown method {name!r}; known are {', '.join(METHODS)} and fixed_n with a number of at least 1 for n, "
-            "such as fixed_4."
+            f"Unknown method {name!r}; known are {', '.join(METHODS)}, fixed_n with a number of at least 1 for n, such as "
+            "fixed_4, and citer_t with a threshold from 0 to 1, such as citer_0.9."
         )
     return Method(name, _fixed(int(match[1])), has_teacher=True)
 
@@ -141,5 +160,5 @@ def load_methods(names: Iterable[str]) -> list[Method]:
     """
     methods = [load_method(name) for name in dict.fromkeys(names)]
     if not methods:
-        raise ValueError(f"methods is empty; name at least one of {', '.join(METHODS)} and fixed_n.")
+        raise ValueError(f"methods is empty; name at least one of {', '.join(METHODS)} fixed_n and citer_t.")
     return methods

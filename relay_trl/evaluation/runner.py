@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ..data.sources import drop_overlong
 from ..engines.base import Engine
+from ..engines.loading import close_engines
 from ..grading import Grader
 from ..prompts import PromptBuilder
 from ..relay import RelayConfig, RelayPrompt
@@ -151,11 +152,7 @@ def evaluate(
         try:
             await _ask_all(iter(jobs), ask, _Sink(grader, answers, board), min(max_in_flight, len(jobs)))
         finally:
-            for engine in (student, teacher):
-                # Engines with connections close them; those in this process have none.
-                close = getattr(engine, "aclose", None)
-                if close is not None:
-                    await close()
+            await close_engines(student, teacher)
 
     with board.progress:
         asyncio.run(ask_all())

@@ -1,0 +1,75 @@
+"""What the training of CITER's router can be told: its fields, defaults and checks.
+
+Owns names and limits of options; the defaults are those of CITER's authors where they name them.
+"""
+
+from dataclasses import dataclass, field
+
+from ..options import PromptFields, TeacherFields
+
+
+@dataclass
+class CiterConfig(PromptFields, TeacherFields):
+    """How CITER's router is trained.
+
+    Args:
+        student (`str`): folder or Hub id of the model whose hidden states are read, run by the transformers engine.
+        output_dir (`str`): gets the router.
+        solution_column (`str`, *optional*, defaults to `"solution"`): a right solution of each problem, as the models should
+            write it; `None` takes the teacher's own likeliest answers, where they are right.
+        rounds (`int`, defaults to `2`): of labelling and training.
+        threshold (`float`, defaults to `0.95`): of the roll-outs that label again, and the one that evaluation takes
+            unless it is told another.
+        max_completion_length (`int`, defaults to `1000`): most tokens of an answer that the student finishes alone.
+        rollout_length (`int`, defaults to `300`): most tokens of a roll-out from round 2 on.
+        temperature (`float`, defaults to `0.0`): of both.
+        learning_rate (`float`, defaults to `1e-3`), batch_size (`int`, defaults to `512`), max_epochs (`int`, defaults to
+            `100`), patience (`int`, defaults to `5`), held_out_share (`float`, defaults to `0.2`): of the router's training.
+        max_in_flight (`int`, defaults to `256`): requests at a time.
+        dtype (`str`, *optional*): of models run in this process; `None`: the checkpoints'.
+        seed (`int`, defaults to `42`): of the router's weights, split and batches.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    student: str = field(default="", metadata={"help": "Folder or Hub id of the student."})
+    output_dir: str = field(default="", metadata={"help": "Folder for the router."})
+    solution_column: str | None = field(
+        default="solution", metadata={"help": "Column of a right solution; null takes the teacher's right answers."}
+    )
+    rounds: int = field(default=2, metadata={"help": "Rounds of labelling and training."})
+    threshold: float = field(default=0.95, metadata={"help": "Below it a token is the teacher's."})
+    max_completion_length: int = field(default=1000, metadata={"help": "Most tokens that the student finishes alone."})
+    rollout_length: int = field(default=300, metadata={"help": "Most tokens of a roll-out from round 2 on."})
+    temperature: float = field(default=0.0, metadata={"help": "Of both; 0 is greedy."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Adam's, for the router."})
+    batch_size: int = field(default=512, metadata={"help": "Positions a step."})
+    max_epochs: int = field(default=100, metadata={"help": "Most epochs of a round."})
+    patience: int = field(default=5, metadata={"help": "Epochs without a better held-out loss."})
+    held_out_share: float = field(default=0.2, metadata={"help": "Share of the questions to validate the router on."})
+    max_in_flight: int = field(default=256, metadata={"help": "Requests at a time."})
+    dtype: str | None = field(default=None, metadata={"help": "Of models run here (default: the checkpoints')."})
+    seed: int = field(default=42, metadata={"help": "Of the router's weights, split and batches."})
+
+    def __post_init__(self):
+        self.check_prompts()
+        self.check_teacher()
+        for name in ("student", "output_dir", "teacher"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; there is no default for it.")
+        if "://" in self.student:
+            raise ValueError("student is a URL, but the router reads hidden states; give a folder or a Hub id.")
+        for name in ("rounds", "max_completion_length", "rollout_length", "max_epochs", "patience", "max_in_flight"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs at least 2 positions.")
+        for name in ("threshold", "held_out_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        if self.learning_rate <= 0 or self.temperature < 0:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate} and temperature {self.temperature}; the first must be above 0, the "
+                "second at least 0."
+            )

@@ -1,0 +1,89 @@
+"""Decoding under a router, token by token: the student's token where its score reaches the threshold, else the teacher's.
+
+Owns CITER's way of alternating. What the teacher is shown and how its words are spliced in is `relay.py`'s business.
+"""
+
+from dataclasses import replace
+
+from ..engines.base import Engine, FinishReason
+from ..relay import RelayConfig, RelayPrompt, ask_teacher, turn_seed
+from ..trace import Author, Call, Span, StopReason, Trace
+from ..vocabulary import Vocabulary
+from .engine import RoutedEngine, RoutedSampling
+
+
+async def answer_by_router(
+    prompt: RelayPrompt,
+    student: Engine,
+    teacher: Engine | None,
+    config: RelayConfig,
+    seed: int | None,
+    threshold: float | None = None,
+) -> Trace:
+    """One answer. Each token of the teacher is a call for one token; no limit on calls has a say.
+
+    Args:
+        threshold (`float`, *optional*): scores below it ask the teacher; `None`: the router's own.
+
+    Raises:
+        ValueError: the student has no router, or there is no teacher.
+    """
+    if not isinstance(student, RoutedEngine) or student.record is None:
+        raise ValueError("The method 'citer' needs a router over the student's hidden states; set `citer_router`.")
+    if teacher is None:
+        raise ValueError("The method 'citer' asks the teacher, but there is none; set `teacher`.")
+    trace = Trace(prompt_ids=list(prompt.student))
+    threshold = student.record.threshold if threshold is None else threshold
+    await continue_by_router(trace, prompt, student, teacher, config, threshold, seed)
+    return trace
+
+
+async def continue_by_router(
+    trace: Trace,
+    prompt: RelayPrompt,
+    student: RoutedEngine,
+    teacher: Engine,
+    config: RelayConfig,
+    threshold: float,
+    seed: int | None,
+):
+    """Writes `trace` to its end. A teacher that has nothing to say leaves the student's token standing."""
+    one_token = replace(config, fixed_call_tokens=1, max_call_tokens=None)
+    # The engine's noise depends on seed and position, so that one seed does for all of an answer.
+    sampling = RoutedSampling.of(replace(config.student, seed=seed), threshold)
+    while trace.stop is None:
+        left = config.max_completion_tokens - trace.num_tokens
+        written = await student.generate(prompt.student + trace.completion_ids, left, sampling=sampling)
+        trace.student_read.add(written.prompt_tokens, written.cached_tokens)
+        ids, logprobs = written.ids or [], written.logprobs or []
+        if written.finish is not FinishReason.STOP:
+            add_words(trace, ids, student.vocabulary, logprobs)
+            trace.stop = StopReason.EOS if written.finish is FinishReason.EOS else StopReason.LENGTH
+            return
+        add_words(trace, ids[:-1], student.vocabulary, logprobs[:-1])
+        call = Call(trace.num_tokens, requested=1)
+        trace.calls.append(call)
+        left = config.max_completion_tokens - trace.num_tokens
+        await ask_teacher(
+            trace, prompt, student.vocabulary, teacher, one_token, left, turn_seed(seed, len(trace.calls))
+        )
+        if trace.stop is None and call.delivered == 0:
+            add_words(trace, ids[-1:], student.vocabulary, logprobs[-1:])
+            if ids[-1] in student.vocabulary.eos_ids:
+                trace.stop = StopReason.EOS
+            elif left == 1:
+                trace.stop = StopReason.LENGTH
+
+
+def add_words(trace: Trace, ids: list[int], vocabulary: Vocabulary, logprobs: list[float] | None = None):
+    """Appends tokens of the student, an end token perhaps among them. A command in them is plain text."""
+    if not ids:
+        return
+    if not trace.spans or trace.spans[-1].author is not Author.STUDENT:
+        trace.spans.append(Span(Author.STUDENT, [], "", logprobs=[]))
+    span = trace.spans[-1]
+    span.ids = span.ids + ids
+    words = ids[:-1] if ids[-1] in vocabulary.eos_ids else ids
+    span.text += vocabulary.decode(words)
+    span.kept_ids, span.kept_text = span.kept_ids + words, span.text
+    span.logprobs = None if span.logprobs is None or logprobs is None else span.logprobs + logprobs

@@ -1,0 +1,203 @@
+"""The router of CITER: a small network that says from the student's hidden state whether to keep the student's token.
+
+Owns the network, its training and its file. Where labels come from is `labels.py`'s business, what a score decides is
+`decoding.py`'s.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+WEIGHTS_NAME = "citer_router.safetensors"
+RECORD_NAME = "citer_router.json"
+FORMAT = 1
+
+
+class Router(nn.Module):
+    """An MLP on the student's last-layer hidden state at the last position, h numbers: h -> 2h (batch norm, ReLU, dropout)
+    -> h (dropout) -> 1.
+
+    Args:
+        hidden_size (`int`): h, the student's.
+        dropout (`float`, defaults to `0.1`).
+    """
+
+    def __init__(self, hidden_size: int, dropout: float = 0.1):
+        super().__init__()
+        self.hidden_size = hidden_size
+        wide = 2 * hidden_size
+        self.layers = nn.Sequential(
+            *(nn.Linear(hidden_size, wide), nn.BatchNorm1d(wide), nn.ReLU(), nn.Dropout(dropout)),
+            *(nn.Linear(wide, hidden_size), nn.Dropout(dropout), nn.Linear(hidden_size, 1)),
+        )
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (N,), of states of shape (N, h)."""
+        return self.layers(states)[:, 0]
+
+    @torch.no_grad()
+    def score(self, states: torch.Tensor) -> torch.Tensor:
+        """P(keep the student's token), shape (N,), whatever mode the network is in."""
+        was_training = self.training
+        self.eval()
+        scores = self(states.to(next(self.parameters()).dtype)).sigmoid()
+        self.train(was_training)
+        return scores
+
+
+@dataclass
+class RouterRecord:
+    """What is known of a trained router; written beside its weights.
+
+    Args:
+        student (`str`): the model whose hidden states it reads.
+        hidden_size (`int`).
+        threshold (`float`): below this score a token is the teacher's, where a method names no threshold of its own.
+        teacher (`str`, *optional*): whose tokens the labels were made with.
+        rounds (`list[dict]`): counts of labels and losses, one entry a round.
+        thresholds (`dict[str, float]`): threshold by the share of positions that lie below it, on held-out questions.
+    """
+
+    student: str
+    hidden_size: int
+    threshold: float
+    teacher: str | None = None
+    rounds: list[dict] = field(default_factory=list)
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training of the router went: epochs until the best one, and on the held-out questions its loss, its share of
+    labels told right at 0.5, and the probability that it ranks a kept token above a replaced one (`None` without both).
+    """
+
+    epochs: int
+    loss: float
+    accuracy: float
+    ranking: float | None
+
+
+def split_by_question(questions: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """Which positions, shape (N,), are held out: all or none of a question's, about `share` of the questions."""
+    names = questions.unique()
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    held_out = names[order[: max(1, round(share * len(names)))]]
+    return torch.isin(questions, held_out)
+
+
+def train_router(
+    states: torch.Tensor,
+    labels: torch.Tensor,
+    questions: torch.Tensor,
+    seed: int = 0,
+    learning_rate: float = 1e-3,
+    batch_size: int = 512,
+    max_epochs: int = 100,
+    patience: int = 5,
+    held_out_share: float = 0.2,
+) -> tuple[Router, Fit, torch.Tensor]:
+    """Trains a router by binary cross-entropy with Adam; the weights of the best epoch are kept, not those of the last.
+
+    Args:
+        states (`torch.Tensor` of shape (N, h)), labels (`torch.Tensor` of shape (N,), 1 = keep the student's token).
+        questions (`torch.Tensor` of shape (N,)): which question each position belongs to: the split is by question, for
+            positions of one answer resemble each other.
+        patience (`int`, defaults to `5`): epochs without a better held-out loss before training ends.
+
+    Returns:
+        `tuple[Router, Fit, torch.Tensor]`: the router, how it went, and which positions were held out.
+
+    Raises:
+        ValueError: there are fewer than two questions, or labels of one kind only.
+    """
+    if len(questions.unique()) < 2 or len(labels.unique()) < 2:
+        raise ValueError(
+            f"There are {len(questions.unique())} questions, with {int(labels.sum())} of {len(labels)} positions to be kept; "
+            "a router needs several questions and positions of both kinds: more questions, or another pair of models."
+        )
+    held_out = split_by_question(questions, held_out_share, seed)
+    train_x, train_y = states[~held_out].float(), labels[~held_out].float()
+    test_x, test_y = states[held_out].float(), labels[held_out].float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        router = Router(states.shape[1])
+        optimizer = torch.optim.Adam(router.parameters(), lr=learning_rate)
+        best_loss, best_epoch, best = float("inf"), 0, router.state_dict()
+        for epoch in range(1, max_epochs + 1):
+            router.train()
+            for part in torch.randperm(len(train_x)).split(batch_size):
+                if len(part) < 2:  # batch norm has no spread to divide by
+                    continue
+                optimizer.zero_grad()
+                binary_cross_entropy_with_logits(router(train_x[part]), train_y[part]).backward()
+                optimizer.step()
+            router.eval()
+            with torch.no_grad():
+                loss = binary_cross_entropy_with_logits(router(test_x), test_y).item()
+            if loss < best_loss:
+                best_loss, best_epoch, best = loss, epoch, copy.deepcopy(router.state_dict())
+            elif epoch - best_epoch >= patience:
+                break
+    router.load_state_dict(best)
+    router.eval()
+    scores = router.score(test_x)
+    accuracy = ((scores >= 0.5) == (test_y == 1)).float().mean().item()
+    return router, Fit(best_epoch, best_loss, accuracy, _ranking(scores, test_y)), held_out
+
+
+def _ranking(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
+    """The area under the ROC curve, from ranks; ties count half."""
+    kept = int(labels.sum())
+    if kept in (0, len(labels)):
+        return None
+    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    mean_rank = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
+    return ((mean_rank[labels == 1].sum() - kept * (kept + 1) / 2) / (kept * (len(labels) - kept))).item()
+
+
+def thresholds_for(scores: torch.Tensor, shares: Sequence[float]) -> dict[str, float]:
+    """The thresholds below which these shares of the scores, shape (N,), lie."""
+    wanted = torch.quantile(scores.double(), torch.tensor(shares, dtype=torch.double))
+    return {f"{share:g}": round(value, 6) for share, value in zip(shares, wanted.tolist(), strict=True)}
+
+
+def save_router(router: Router, record: RouterRecord, folder: str | Path):
+    """Writes weights and record into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in router.state_dict().items()}, folder / WEIGHTS_NAME)
+    text = json.dumps({"format": FORMAT, **asdict(record)}, indent=2) + "\n"
+    (folder / RECORD_NAME).write_text(text, encoding="utf-8")
+
+
+def load_router(folder: str | Path) -> tuple[Router, RouterRecord]:
+    """The router that [`save_router`] wrote.
+
+    Raises:
+        FileNotFoundError: there is none in the folder.
+        ValueError: it is of another format, or broken.
+    """
+    record_path, weights_path = Path(folder) / RECORD_NAME, Path(folder) / WEIGHTS_NAME
+    if not record_path.is_file() or not weights_path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {RECORD_NAME} with {WEIGHTS_NAME}; train a router with recipes/train_citer.py and give its "
+            "output_dir."
+        )
+    try:
+        data = json.loads(record_path.read_text(encoding="utf-8"))
+        if data.pop("format") != FORMAT:
+            raise ValueError("another format")
+        record = RouterRecord(**data)
+        router = Router(record.hidden_size)
+        router.load_state_dict(load_file(weights_path))
+    except Exception as error:  # a file cut short raises whatever its reader does
+        raise ValueError(f"The router in {folder} cannot be read ({error}); train it again.") from error
+    return router.eval(), record

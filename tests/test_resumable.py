@@ -1,0 +1,116 @@
+"""Rows that a killed run goes on with, and requests with a bound on how many are under way."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from relay_trl.asking import ask_all
+from relay_trl.data.resumable import ResumableRows
+
+
+def test_rows_come_back_in_order_after_a_kill_in_the_middle_of_a_line(tmp_path, caplog):
+    path = tmp_path / "folder" / "rows.jsonl"
+    with ResumableRows(path, {"seed": 1}) as rows:
+        for number in (3, 0, 2):
+            rows.add(number, {"text": f"row {number} é \ud800"})
+        assert [number for number, _ in rows.in_order()] == [0, 2, 3]
+    with open(path, "ab") as file:
+        file.write(b'{"number": 1, "ro')
+    with caplog.at_level(logging.WARNING), ResumableRows(path, {"seed": 1}) as rows:
+        assert len(rows) == 3 and 1 not in rows and 2 in rows
+        rows.add(1, None)
+        assert list(rows.in_order())[:2] == [(0, {"text": "row 0 é \ud800"}), (1, None)]
+    assert "ended in half a line" in caplog.text
+    with ResumableRows(path, {"seed": 1}) as rows:
+        assert [number for number, _ in rows.in_order()] == [0, 1, 2, 3]
+
+
+def test_half_a_header_is_no_header(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"format": "rel')
+    with ResumableRows(path, {}) as rows:
+        rows.add(0, 5)
+    with ResumableRows(path, {}) as rows:
+        assert list(rows.in_order()) == [(0, 5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1}\n', "damaged in line 1; remove it"),
+        ("[]\n", "damaged in line 1"),
+        ("no json\n", "damaged in line 1"),
+        ('{"format": "relay_trl.rows", "version": 9, "settings": {}}\n', "this package writes relay_trl.rows 1"),
+        ('{"format": "relay_trl.rows", "version": 1, "settings": {"seed": 2}}\n', "seed was 2 and is now 1"),
+        ('{"format": "relay_trl.rows", "version": 1, "settings": {"seed": 1}}\n{}\n', "damaged in line 2"),
+    ],
+)
+def test_files_that_are_none_of_this_run_are_left_alone(tmp_path, text, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        ResumableRows(path, {"seed": 1})
+    assert path.read_text() == text
+
+
+def test_settings_are_compared_as_they_are_written(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for _ in range(2):
+        ResumableRows(path, {"weights": (1, 2)}).close()
+    assert json.loads(path.read_text())["settings"] == {"weights": [1, 2]}
+
+
+def collect(jobs, ask, limit):
+    async def run():
+        return [pair async for pair in ask_all(jobs, ask, limit)]
+
+    return asyncio.run(run())
+
+
+def test_no_more_than_the_limit_are_under_way_and_jobs_are_drawn_late():
+    under_way, most, drawn = 0, 0, 0
+
+    def jobs():
+        nonlocal drawn
+        for i in range(50):
+            drawn += 1
+            yield i
+
+    async def ask(i):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        assert drawn <= finished + 4
+        await asyncio.sleep(0.001 * (i % 3))
+        under_way -= 1
+        return i * i
+
+    finished = 0
+
+    async def run():
+        nonlocal finished
+        async for i, square in ask_all(jobs(), ask, 4):
+            assert square == i * i
+            finished += 1
+
+    asyncio.run(run())
+    assert (finished, most) == (50, 4)
+
+
+def test_an_error_ends_the_rest():
+    cancelled = []
+
+    async def ask(i):
+        if i == 1:
+            raise KeyError("broken")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(i)
+            raise
+
+    with pytest.raises(KeyError, match="broken"):
+        collect(range(9), ask, 3)
+    assert sorted(cancelled) == [0, 2]
