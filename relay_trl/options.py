@@ -23,6 +23,8 @@ class DataConfig:
         dataset_size (`int`, *optional*): rows to use, chosen by `dataset_seed`; `None` uses all.
         dataset_seed (`int`, defaults to `0`).
         problem_column, answer_column (`str`): of a file or Hub dataset.
+        decontaminate (`bool`, defaults to `False`): leave out rows that share a problem with a reported benchmark (see
+            `data/decontamination.py`); the benchmarks come from `data_dir` or the Hub.
         validation (`str`, *optional*): the set to validate on; `None` splits `validation_size` rows off the training set.
         validation_split (`str`, *optional*): likewise for the validation set.
         validation_size (`int`, defaults to `256`): rows to validate on.
@@ -37,6 +39,7 @@ class DataConfig:
     dataset_seed: int = field(default=0, metadata={"help": "Chooses the rows of dataset_size and validation_size."})
     problem_column: str = field(default="problem", metadata={"help": "Column of the problem in a file or Hub dataset."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the gold answer."})
+    decontaminate: bool = field(default=False, metadata={"help": "Leave out rows that a reported benchmark has too."})
     validation: str | None = field(
         default=None, metadata={"help": "Set to validate on; unset splits off the training set."}
     )
@@ -58,10 +61,11 @@ class DataConfig:
             )
 
     def load(self) -> list[dict]:
-        """The training rows; see [`~relay_trl.data.sources.load_rows`]."""
+        """The training rows, see [`~relay_trl.data.sources.load_rows`], without those of benchmarks where that is asked for."""
+        from .data.decontamination import decontaminate
         from .data.sources import load_rows
 
-        return load_rows(
+        rows = load_rows(
             self.dataset,
             self.data_dir,
             self.dataset_split,
@@ -70,6 +74,7 @@ class DataConfig:
             self.problem_column,
             self.answer_column,
         )
+        return decontaminate(rows, self.dataset, self.data_dir) if self.decontaminate else rows
 
     def load_with_validation(self) -> tuple[list[dict], list[dict]]:
         """Training rows and validation rows, which have none in common.

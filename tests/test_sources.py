@@ -106,6 +106,7 @@ HUB_ROWS = {
     "olympiadbench": ({"question": "Q", "final_answer": ["2", "3"], "subfield": "Algebra"}, ["2", "3"]),
     "aime2024": ({"problem": "Q", "answer": "204", "solution": "..."}, "204"),
     "aime2025": ({"problem": "Q", "answer": "70"}, "70"),
+    "math_train": ({"problem": "Q", "solution": r"So $\boxed{\frac{1}{2}}$.", "level": "Level 1"}, r"\frac{1}{2}"),
     "dapo_math": ({"prompt": "Q", "solution": "34", "data_source": "math_dapo"}, "34"),
 }
 

@@ -21,23 +21,27 @@ class ResumableRows:
     Args:
         path (`str` or `Path`): created with its folders where it does not exist.
         settings (`dict`): JSON-ready; everything that the rows depend on.
+        is_read_only (`bool`, defaults to `False`): for a file that another process may be writing: it must exist, and half a
+            last line is left there.
 
     Raises:
         ValueError: the file was begun with other settings or by another version, or is no such file.
     """
 
-    def __init__(self, path: str | Path, settings: dict):
+    def __init__(self, path: str | Path, settings: dict, is_read_only: bool = False):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_read_only:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         header = {"format": FORMAT, "version": VERSION, "settings": json.loads(json.dumps(settings))}
         self._places: dict[int, int] = {}
-        self._file = open(self.path, "a+b")  # noqa: SIM115  (closed by `close`)
+        self._is_read_only = is_read_only
+        self._file = open(self.path, "rb" if is_read_only else "a+b")  # noqa: SIM115  (closed by `close`)
         try:
             self._end = self._read(header)
         except ValueError:
             self._file.close()
             raise
-        if self._end == 0:
+        if self._end == 0 and not is_read_only:
             self._write(header)
 
     def _read(self, header: dict) -> int:
@@ -46,7 +50,10 @@ class ResumableRows:
         end = 0
         for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
-                logger.warning(f"{self.path} ended in half a line, from a run that was killed; that row is made again.")
+                if not self._is_read_only:
+                    logger.warning(
+                        f"{self.path} ended in half a line, from a run that was killed; that row is made again."
+                    )
                 break
             try:
                 entry = json.loads(line)
@@ -57,7 +64,8 @@ class ResumableRows:
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.path} is damaged in line {number}; remove it to begin anew.") from error
             end += len(line)
-        self._file.truncate(end)
+        if not self._is_read_only:
+            self._file.truncate(end)
         return end
 
     def _check(self, entry: Any, header: dict):

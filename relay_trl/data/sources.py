@@ -66,11 +66,19 @@ SOURCES: dict[str, Source] = {
     ),
     "aime2024": Source("aime2024.jsonl", "HuggingFaceH4/aime_2024", None, "train", "problem", _column("answer")),
     "aime2025": Source("aime2025.jsonl", "yentinglin/aime_2025", None, "train", "problem", _column("answer")),
+    "math_train": Source(
+        "math_train.jsonl",
+        "DigitalLearningGmbH/MATH-lighteval",
+        "default",
+        "train",
+        "problem",
+        lambda row: last_boxed(row["solution"]),
+    ),
     "dapo_math": Source(
         "dapo_math.jsonl", "open-r1/DAPO-Math-17k-Processed", "en", "train", "prompt", _column("solution")
     ),
 }
-"""Named sets. Benchmarks (the first and all from `math500` to `aime2025`) are for reporting, not for training."""
+"""Named sets. Those of `REPORTED` are for reporting, not for training."""
 
 REPORTED = ("gsm8k", "math500", "minerva", "olympiadbench", "aime2024", "aime2025")
 """The paper's benchmarks: never trained on, and never used to pick a checkpoint."""

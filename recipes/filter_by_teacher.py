@@ -1,0 +1,89 @@
+"""Filters a training set by what the teacher can solve: it answers each problem many times; rates and rows are written.
+
+python recipes/filter_by_teacher.py --config recipes/configs/dapo_math/filter_by_teacher_1gpu.yaml
+"""
+
+import asyncio
+from pathlib import Path
+
+from tqdm import tqdm
+
+from relay_trl.cli import RecipeParser, check_context, check_model, run
+from relay_trl.data.push import push_rows
+from relay_trl.data.resumable import ResumableRows
+from relay_trl.data.sources import SOURCES, drop_overlong, drop_ungradable
+from relay_trl.data.teacher_filter import FilterConfig, choose, describe, pass_rates
+from relay_trl.data.warmup import write_jsonl
+from relay_trl.engines.loading import close_engines, load_engine
+from relay_trl.grading import Grader
+from relay_trl.options import DataConfig
+from relay_trl.prompts import PromptBuilder
+
+
+def main():
+    data, config = RecipeParser((DataConfig, FilterConfig)).parse()
+    is_url = "://" in config.teacher
+    if not is_url:
+        check_model(config.teacher, "teacher")
+
+    with Grader(config.answer_marker, config.grading_time_limit_s) as grader:
+        rows = drop_ungradable(data.load(), grader, data.dataset)
+        settings = config.settings(rows)
+        with ResumableRows(config.rates_path(config.shard), settings) as rates:
+            mine = range(config.shard, len(rows), config.num_shards)
+            if len(rates) < len(mine):
+                options = config.teacher_options() | ({"dtype": config.dtype} if config.dtype and not is_url else {})
+                ask(rows, load_engine(config.teacher, **options), grader, rates, len(mine), data.dataset, config)
+            else:
+                print(f"{rates.path} has all rates of this shard already.")
+
+    found, missing = {}, []
+    for shard in range(config.num_shards):
+        expected = len(range(shard, len(rows), config.num_shards))
+        if config.rates_path(shard).exists():
+            with ResumableRows(config.rates_path(shard), settings, is_read_only=True) as rates:
+                found |= dict(rates.in_order())
+                expected -= len(rates)
+        if expected:
+            missing.append(f"{shard} ({expected} problems)")
+    if missing:
+        print(f"Shard {config.shard} is done. No dataset yet: rates are missing in the shards {', '.join(missing)}.")
+        return
+    kept = choose(rows, found, config)
+    path = Path(config.output_dir) / "train.jsonl"
+    write_jsonl(kept, path)
+    summary = f"{len(kept)} of {len(rows)} problems kept by pass rate: {describe(found)}."
+    print(f"{summary} They are in {path}.")
+    if config.push_to is not None:
+        origin = SOURCES[data.dataset].hub_id if data.dataset in SOURCES else data.dataset
+        print(f"Pushed: {push_rows(path, config.push_to, origin, summary, settings, config.is_private)}")
+
+
+def ask(rows: list[dict], teacher, grader: Grader, rates: ResumableRows, total: int, name: str, config: FilterConfig):
+    """Fills `rates`, with a progress bar."""
+    tokenizer = teacher.vocabulary.tokenizer if teacher.vocabulary else None
+    builder = PromptBuilder(tokenizer, teacher, **config.prompt_options())
+    contexts = [builder.teacher_context(row["prompt"]) for row in rows]
+    # The server of a teacher without a tokenizer here refuses what is too long.
+    lengths = [len(context) if isinstance(context, list) and tokenizer else 0 for context in contexts]
+    drop_overlong(rows, lengths, config.max_prompt_length, name, config.skip_long_prompts)
+    contexts = [c if n <= config.max_prompt_length else None for c, n in zip(contexts, lengths, strict=True)]
+    if "://" not in config.teacher:
+        longest = max(n for n in lengths if n <= config.max_prompt_length)
+        check_context(config.teacher, longest, config.max_completion_length)
+
+    async def run_all():
+        golds = [row["answer"] for row in rows]
+        try:
+            with tqdm(total=total, initial=len(rates), desc="problems", unit="problem") as bar:
+                async for number, rate in pass_rates(contexts, golds, teacher, grader, config, rates):
+                    rates.add(number, rate)
+                    bar.update()
+        finally:
+            await close_engines(teacher)
+
+    asyncio.run(run_all())
+
+
+if __name__ == "__main__":
+    run(main)

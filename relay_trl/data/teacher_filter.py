@@ -1,0 +1,205 @@
+"""Which problems can the teacher solve: it answers each many times, and those outside a range of pass rates are dropped.
+
+Owns the options, the asking and the choice (paper, section 3.2: the training set is what the teacher can solve). Rates are
+kept whole, so that another range needs no new answers.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Container
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from ..asking import ask_all
+from ..engines.base import Context, Engine, EngineError, FinishReason, Sampling
+from ..fingerprints import fingerprint, fingerprint_rows
+from ..grading import Grader
+from ..options import PromptFields, TeacherFields
+from ..redaction import redact
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FilterConfig(PromptFields, TeacherFields):
+    """How a training set is filtered.
+
+    Args:
+        output_dir (`str`): gets `rates-*.jsonl`, one a shard, and the dataset, `train.jsonl`.
+        samples (`int`, defaults to `16`): answers of the teacher per problem.
+        teacher_temperature (`float`, defaults to `0.7`), teacher_top_p (`float`, defaults to `0.95`): of its sampling.
+        max_completion_length (`int`, defaults to `8192`): most tokens of an answer; one that is cut is wrong.
+        min_pass_rate (`float`, *optional*): rows below it are dropped; `None`, as in the released script, drops those never
+            solved.
+        max_pass_rate (`float`, defaults to `1.0`): rows above it are dropped.
+        shard (`int`, defaults to `0`), num_shards (`int`, defaults to `1`): this process asks every `num_shards`-th problem,
+            the `shard`-th first; whichever process ends last writes the dataset.
+        max_in_flight (`int`, defaults to `32`): problems at a time, each with all its samples.
+        max_teacher_failures (`int`, defaults to `16`): problems in a row lost to a failing teacher at which the run stops.
+        push_to (`str`, *optional*): dataset on the Hub to push to; is_private (`bool`, defaults to `True`): when it is made.
+        dtype (`str`, *optional*): of a teacher in this process.
+        grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
+        chat_template_kwargs (`dict`, *optional*): passed to the chat template.
+        seed (`int`, defaults to `42`).
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    output_dir: str = field(default="", metadata={"help": "Folder for the rates and the dataset."})
+    samples: int = field(default=16, metadata={"help": "Answers of the teacher per problem."})
+    teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
+    teacher_top_p: float = field(default=0.95, metadata={"help": "Nucleus of the teacher."})
+    max_completion_length: int = field(default=8192, metadata={"help": "Most tokens of an answer."})
+    min_pass_rate: float | None = field(default=None, metadata={"help": "Lowest rate to keep (default: above 0)."})
+    max_pass_rate: float = field(default=1.0, metadata={"help": "Highest rate to keep."})
+    shard: int = field(default=0, metadata={"help": "Which share of the problems this process asks."})
+    num_shards: int = field(default=1, metadata={"help": "How many processes share the problems."})
+    max_in_flight: int = field(default=32, metadata={"help": "Problems at a time."})
+    max_teacher_failures: int = field(default=16, metadata={"help": "Lost problems in a row that stop the run."})
+    push_to: str | None = field(default=None, metadata={"help": "Dataset on the Hub to push to."})
+    is_private: bool = field(default=True, metadata={"help": "Whether a dataset made on the Hub is private."})
+    dtype: str | None = field(default=None, metadata={"help": "Of a teacher in this process."})
+    grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
+    chat_template_kwargs: dict | None = field(default=None, metadata={"help": "Passed to the chat template."})
+    seed: int = field(default=42, metadata={"help": "Fixes the teacher's samples."})
+
+    def __post_init__(self):
+        self.check_prompts()
+        self.check_teacher()
+        Sampling(self.teacher_temperature, self.teacher_top_p)
+        for name in ("teacher", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; there is no default for it.")
+        for name in ("samples", "max_completion_length", "num_shards", "max_in_flight", "max_teacher_failures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.shard < self.num_shards:
+            raise ValueError(
+                f"shard is {self.shard}; with num_shards {self.num_shards} it must be 0 to {self.num_shards - 1}."
+            )
+        if not 0 <= (self.min_pass_rate or 0) <= self.max_pass_rate <= 1:
+            raise ValueError(
+                f"min_pass_rate is {self.min_pass_rate} and max_pass_rate {self.max_pass_rate}; they must be shares from 0 to "
+                "1, the first no more than the second."
+            )
+        if self.push_to is not None and self.push_to.count("/") != 1:
+            raise ValueError(f"push_to is {self.push_to!r}; it must be the id of a dataset, such as 'user/name'.")
+
+    def settings(self, rows: list[dict]) -> dict:
+        """What the rates depend on: not the range, so that another one needs no new answers."""
+        elsewhere = {
+            *("output_dir", "min_pass_rate", "max_pass_rate", "push_to", "is_private", "shard", "max_in_flight"),
+            *("max_teacher_failures", "teacher_timeout_s", "teacher_retries", "teacher_concurrency", "teacher_backend"),
+        }
+        kept = {name: value for name, value in asdict(self).items() if name not in elsewhere}
+        weights = fingerprint(self.teacher or "")
+        return redact({**kept, "teacher_weights": weights, "problems": fingerprint_rows(rows)})
+
+    def rates_path(self, shard: int) -> Path:
+        """The file with the rates of a shard."""
+        return Path(self.output_dir) / f"rates-{shard:05d}-of-{self.num_shards:05d}.jsonl"
+
+    def keeps(self, rate: float) -> bool:
+        """Whether a pass rate is within the range."""
+        return (rate > 0 if self.min_pass_rate is None else rate >= self.min_pass_rate) and rate <= self.max_pass_rate
+
+
+async def pass_rates(
+    contexts: list[Context | None],
+    golds: list,
+    teacher: Engine,
+    grader: Grader,
+    config: FilterConfig,
+    done: Container[int] = (),
+) -> AsyncIterator[tuple[int, dict]]:
+    """Asks the teacher the problems of this shard.
+
+    Args:
+        contexts (`list[Context]`), golds (`list`): of all problems, of all shards; `None` for one that is too long to ask.
+        done (`Container[int]`): numbers of problems that are not asked again.
+
+    Yields:
+        `tuple[int, dict]`, as problems are done: number, and `correct`, `samples`, `cut` (answers that did not end) and
+        `is_asked`.
+
+    Raises:
+        EngineError: the teacher failed at `config.max_teacher_failures` problems in a row, or at any of them, once all
+            others are done. A problem with a failure has no rate: it is asked again by the next run.
+    """
+    sampling = Sampling(config.teacher_temperature, config.teacher_top_p)
+
+    async def ask(number: int) -> dict | EngineError:
+        context = contexts[number]
+        if context is None:
+            return {"correct": 0, "samples": config.samples, "cut": 0, "is_asked": False}
+        seeds = ((config.seed * 1_000_003 + number) * config.samples + k for k in range(config.samples))
+        asks = [
+            teacher.generate(context, config.max_completion_length, sampling=replace(sampling, seed=seed))
+            for seed in seeds
+        ]
+        answers = await asyncio.gather(*asks, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, EngineError):
+                return answer
+            if isinstance(answer, BaseException):
+                raise answer
+        texts = [answer.text for answer in answers if not isinstance(answer, BaseException)]
+        ended = [answer.finish is FinishReason.EOS for answer in answers if not isinstance(answer, BaseException)]
+        verdicts = await asyncio.to_thread(grader.grade, texts, [golds[number]] * config.samples)
+        correct = sum(is_right and has_ended for is_right, has_ended in zip(verdicts, ended, strict=True))
+        return {"correct": correct, "samples": config.samples, "cut": ended.count(False), "is_asked": True}
+
+    numbers = (n for n in range(config.shard, len(contexts), config.num_shards) if n not in done)
+    failures: list[int] = []
+    in_a_row, error = 0, None
+    async for number, outcome in ask_all(numbers, ask, config.max_in_flight):
+        if isinstance(outcome, EngineError):
+            failures.append(number)
+            in_a_row, error = in_a_row + 1, outcome
+            if in_a_row >= config.max_teacher_failures:
+                break
+        else:
+            in_a_row = 0
+            yield number, outcome
+    if failures:
+        raise EngineError(
+            f"The teacher failed at {len(failures)} problems, the last time with: {error} Rates so far are kept; run again to "
+            "ask the others."
+        )
+
+
+def choose(rows: list[dict], rates: dict[int, dict], config: FilterConfig) -> list[dict]:
+    """The rows within the range, each with `pass_rate` and `teacher_samples`.
+
+    Raises:
+        ValueError: none is.
+    """
+    kept = []
+    for number, row in enumerate(rows):
+        rate = rates[number]["correct"] / rates[number]["samples"]
+        if rates[number]["is_asked"] and config.keeps(rate):
+            kept.append({**row, "pass_rate": rate, "teacher_samples": rates[number]["samples"]})
+    if not kept:
+        raise ValueError(
+            f"None of {len(rows)} problems has a pass rate within the range ({describe(rates)}); widen min_pass_rate and "
+            "max_pass_rate, or check that answers are found (answer_marker, max_completion_length)."
+        )
+    return kept
+
+
+def describe(rates: dict[int, dict]) -> str:
+    """How pass rates lie, in words."""
+    quarters = Counter()
+    for rate in rates.values():
+        if not rate["is_asked"]:
+            continue
+        share = rate["correct"] / rate["samples"]
+        quarters[
+            "never" if share == 0 else "always" if share == 1 else "up to half" if share <= 0.5 else "more than half"
+        ] += 1
+    shown = ", ".join(f"{name} {quarters[name]}" for name in ("never", "up to half", "more than half", "always"))
+    unasked = sum(not rate["is_asked"] for rate in rates.values())
+    too_long = f"; {unasked} problems were too long to ask" if unasked else ""
+    return f"solved {shown}; {sum(rate['cut'] for rate in rates.values())} answers did not end{too_long}"
