@@ -19,7 +19,7 @@ from .streaming import Feed, Listener
 from .trace import Author, Call, Outcome, Span, StopReason, Trace
 from .vocabulary import Vocabulary
 
-_rollouts = itertools.count()  # names for the rollouts of this process, see `Sampling.rollout`
+rollouts = itertools.count()  # names for the rollouts of this process, see `Sampling.rollout`
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ async def relay(
         raise EngineError(f"The student {student.name!r} returns no token ids; use an engine that does (see engines/).")
     trace = trace or Trace([])
     trace.prompt_ids = list(prompt.student)
-    rollout = next(_rollouts)
+    rollout = next(rollouts)
     turn = 0
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens

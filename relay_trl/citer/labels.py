@@ -156,7 +156,7 @@ class Labeller:
         trace = self._begin(position, with_own=False)
         trace.calls.append(Call(trace.num_tokens, requested=1))
         prompt = self.references[position.question].prompt
-        await ask_teacher(trace, prompt, self.student.vocabulary, self.teacher, self.config, 2, None)
+        await ask_teacher(trace, prompt, self.student.vocabulary, self.teacher, self.config, 2, self.config.teacher)
         _check(trace)
         if trace.stop is StopReason.TEACHER_EOS:
             return self.student.vocabulary.eos_id
