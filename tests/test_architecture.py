@@ -15,13 +15,13 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 # and is not named here belongs to the tier of relay.py.
 TIERS = [
     {"recipes", "__main__"},
-    {"training", "evaluation", "serving", "citer", "data", "options", "hub", "cli"},
+    {"training", "evaluation", "serving", "citer", "viewer", "data", "options", "hub", "cli"},
     {"relay", "rewards", "grading", "prompts"},
     {"engines"},
     {"vocabulary", "command", "trace", "redaction"},
 ]
 DEFAULT_TIER = 2
-# Training, evaluation and serving stand side by side in the second tier and share only these.
+# Training, evaluation, serving and the viewer stand side by side in the second tier and share only these.
 SHARED = {"citer", "data", "options", "hub", "cli"}
 
 # These describe a rollout and must be usable by a server or a notebook that has no torch.

@@ -5,8 +5,6 @@ Owns which answers are shown; how a trace becomes pieces is `segments.py`'s busi
 template engine, and the page's content security policy lets no script run but its own.
 """
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..command import CallSyntax
+from ..page import THEME, read_texts, script_hash
 from ..segments import segments
 from ..trace import StopReason
 from .answers import Answer, Run
@@ -67,7 +66,7 @@ def render_page(
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    style, script = ((_HERE / f"rollouts.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = read_texts(THEME, _HERE / "rollouts.css"), read_texts(_HERE / "rollouts.js")
     return environment.get_template("rollouts.html.j2").render(
         title=title,
         settings=[(run.name, _settings(run.settings)) for run in runs],
@@ -80,7 +79,7 @@ def render_page(
         kinds=sorted({problem["kind"] for problem in problems.values() if problem["kind"]}),
         style=Markup(style),
         script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=Markup(script_hash(script)),
     )
 
 
