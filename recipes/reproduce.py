@@ -3,8 +3,7 @@
     python recipes/reproduce.py --plan recipes/configs/arithmetic/reproduce.yaml
 
 The relay's settings are picked among the plan's `candidates` on the validation split, with the first seed; then come its
-`runs`, each over all seeds before the next. results.md in the output folder is brought up to date after every run. A stage
-whose result is there is not run again: a killed reproduction goes on where it was.
+`runs`, each over all seeds before the next. results.md is written anew after every run. What is there is not run again.
 """
 
 import argparse
@@ -20,9 +19,9 @@ from relay_trl.stages import stage
 
 def warm_up(plan: dict, name: str, seed: int) -> Path:
     """The student after the warm-up called `name`."""
-    options, folder = plan["warmups"][name] or {}, Path(plan["output_dir"]) / f"seed_{seed}"
-    build, sft, out = options.get("build", {}), options.get("sft", {}), folder / f"sft_{name}"
-    rows = folder / f"warmup_{name if build else 'random'}.jsonl"
+    folder = Path(plan["output_dir"]) / f"seed_{seed}"
+    build, sft = (plan["warmups"][name].get(part, {}) for part in ("build", "sft"))
+    rows, out = folder / f"warmup_{name if build else 'random'}.jsonl", folder / f"sft_{name}"
     stage(f"warm-up data {name}, seed {seed}", rows, "build_warmup", plan["configs"], output=rows, seed=seed, **build)
     sft = {"warmup_data": rows, "output_dir": out, "seed": seed, **sft}
     stage(f"warm-up {name}, seed {seed}", out / "model.safetensors", "sft_warmup", plan["configs"], **sft)
@@ -58,7 +57,7 @@ def choose(plan: dict, seed: int, max_steps: int | None) -> tuple[str, str]:
         accuracy, rho = 100 * row["accuracy"], 100 * row["teacher_share"]
         scores[name] = accuracy - rho
         lines.append(f"| {name} | {accuracy:.1f} | {rho:.1f} | {row['requested'] or '-'} |")
-    best = max(scores, key=lambda name: scores[name])
+    best = max(scores, key=scores.__getitem__)
     return best, "\n".join([*lines, f"\nPicked on the validation split: {best}.\n"])
 
 
@@ -71,11 +70,13 @@ def main():
     args = parser.parse_args()
     path = Path(check_file(args.plan, "plan"))
     plan = {**yaml.safe_load(path.read_text(encoding="utf-8")), "configs": path.parent}
-    unknown = set(args.runs or ()) - set(plan["runs"])
-    if unknown:
+    if unknown := set(args.runs or ()) - set(plan["runs"]):
         raise ValueError(f"The plan has no run {', '.join(sorted(unknown))}; it has {', '.join(plan['runs'])}.")
 
-    evaluate(plan, plan["student"], ["student", "teacher"], "ends")
+    for name in ("student", "teacher"):
+        result = Path(plan["pair"]) / name / "model.safetensors"
+        stage(f"pretraining of the {name}", result, "pretrain_pair", path.parent, f"pretrain_{name}")
+    evaluate(plan, Path(plan["pair"]) / "student", ["student", "teacher"], "ends")
     best, table = choose(plan, args.seeds[0], args.max_steps)
     chosen = plan["candidates"][best]
     for name in args.runs or plan["runs"]:
@@ -91,9 +92,8 @@ def main():
 
 def write_table(plan: dict, seeds: list[int], choice: str):
     """All that has been evaluated so far, in the order of the plan."""
-    out = Path(plan["output_dir"])
-    table = table_of_folder(out / "evaluation", plan["runs"], seeds)
-    (out / "results.md").write_text(f"{table}\n{choice}", encoding="utf-8")
+    table = table_of_folder(Path(plan["output_dir"]) / "evaluation", plan["runs"], seeds)
+    (Path(plan["output_dir"]) / "results.md").write_text(f"{table}\n{choice}", encoding="utf-8")
 
 
 if __name__ == "__main__":
