@@ -16,7 +16,7 @@ class CiterConfig(PromptFields, TeacherFields):
         student (`str`): folder or Hub id of the model whose hidden states are read, run by the transformers engine.
         output_dir (`str`): gets the router.
         solution_column (`str`, *optional*, defaults to `"solution"`): a right solution of each problem, as the models should
-            write it; `None` takes the teacher's own likeliest answers, where they are right.
+            write it; empty takes the teacher's own likeliest answers, where they are right.
         rounds (`int`, defaults to `2`): of labelling and training.
         threshold (`float`, defaults to `0.95`): of the roll-outs that label again, and the one that evaluation takes
             unless it is told another.
@@ -36,7 +36,7 @@ class CiterConfig(PromptFields, TeacherFields):
     student: str = field(default="", metadata={"help": "Folder or Hub id of the student."})
     output_dir: str = field(default="", metadata={"help": "Folder for the router."})
     solution_column: str | None = field(
-        default="solution", metadata={"help": "Column of a right solution; null takes the teacher's right answers."}
+        default="solution", metadata={"help": "Column of a right solution; empty takes the teacher's right answers."}
     )
     rounds: int = field(default=2, metadata={"help": "Rounds of labelling and training."})
     threshold: float = field(default=0.95, metadata={"help": "Below it a token is the teacher's."})

@@ -41,12 +41,12 @@ async def find_references(
     """
     vocabulary, column = student.vocabulary, config.solution_column
     prompts = [builder.build(row["prompt"]) for row in rows]
-    if column is not None:
+    if column:
         missing = sum(not isinstance(row.get(column), str) for row in rows)
         if missing:
             raise ValueError(
                 f"{missing} of {len(rows)} rows have no text in the column {column!r}; name the column of solutions as "
-                "solution_column, or set it to null to take the teacher's."
+                "solution_column, or leave it empty to take the teacher's."
             )
         texts = [row[column] for row in rows]
     else:
