@@ -60,7 +60,7 @@ endef
 export VLLM_CPU_REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart reproduce test test-fast test-vllm test-distributed test-slow fuzz soak lint format install clean
+.PHONY: help quickstart reproduce benchmark test test-fast test-vllm test-distributed test-slow fuzz soak lint format install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,19 @@ quickstart: $(BASE)  ## train the small arithmetic pair and print the results ta
 reproduce: $(BASE)  ## train and evaluate every setting of both embedded pairs with three seeds: hours; goes on where it was
 	$(PY) recipes/reproduce.py --plan recipes/configs/arithmetic/reproduce.yaml
 	$(PY) recipes/reproduce.py --plan recipes/configs/lookups/reproduce.yaml
+
+# On an otherwise idle machine; the tables of docs/performance.md are what this writes to runs/benchmarks.
+BENCH := $(PY) benchmarks
+benchmark: export OMP_NUM_THREADS := 1
+benchmark: export HF_HUB_OFFLINE := 1
+benchmark: export VLLM_NO_USAGE_STATS := 1
+benchmark: $(ALL)  ## measure speed side by side: overhead, rollouts, a step, grading, memory; about twelve minutes
+	$(BENCH)/overhead.py
+	$(BENCH)/grading.py
+	$(BENCH)/rollout.py --size small --picture docs/images/timelines.png
+	$(BENCH)/rollout.py --size large --prompts 4 --latencies_ms 0 250
+	$(BENCH)/step.py
+	$(BENCH)/memory.py
 
 test: $(ALL)  ## ruff, the fast suite, then the tests with engines and several processes
 	$(PY) -m ruff check .

@@ -12,7 +12,7 @@ from trainers_for_tests import grpo_config, grpo_trainer, in_turn, rows
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import unwrap_model_for_generation
 
-from relay_trl.training import adapter, call_entropy
+from relay_trl.training import adapter, call_entropy, profile
 
 MIXED = ("right", "call to the end", "wrong", "call, wrong")
 
@@ -246,3 +246,20 @@ def test_what_the_vllm_engine_and_its_weight_sync_are_made_from():
     names = VLLMGeneration.generate.__code__.co_names
     assert {"mode", "enable_sleep_mode", "_llm_weights_sleeping", "sync_weights", "wake_up", "sleep"} <= set(names)
     assert {"llm", "_llm_weights_sleeping"} <= set(VLLMGeneration._init_vllm.__code__.co_names)
+
+
+def test_a_step_goes_through_the_methods_that_the_profile_times(trainer):
+    counts = dict.fromkeys(profile._TRL_SECTIONS, 0)
+
+    def counted(name, original):
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in counts:
+        setattr(trainer, name, counted(name, getattr(trainer, name)))
+    trainer.train()
+    assert all(counts.values()), counts
+    assert callable(VLLMGeneration.sync_weights) and callable(trainer._generate_single_turn)

@@ -23,7 +23,8 @@ _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
 # Without a GPU. vLLM's cache would take most of the main memory; its VLLM_CPU_KVCACHE_SPACE has the last word. And vLLM
 # 0.31 breaks down over a seeded request whose context is read in several parts ("CPU Generator does not use offset").
-CPU_OPTIONS = {"kv_cache_memory_bytes": 1 << 30, "enable_chunked_prefill": False}
+# A cache block holds 128 tokens there unless told otherwise, and a shorter context is never found again.
+CPU_OPTIONS = {"kv_cache_memory_bytes": 1 << 30, "enable_chunked_prefill": False, "block_size": 32}
 
 
 def require_vllm():

@@ -6,6 +6,7 @@ tests/test_trl_contract.py holds each of them against the installed TRL.
 
 import asyncio
 import hashlib
+import selectors
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,8 @@ class Rollouts:
         self.builder = builder
         self.config = config
         self.teacher = teacher
-        self._loop = asyncio.new_event_loop()
+        self.selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self.selector)
         self._prompts: dict[str, RelayPrompt] = {}
 
     def run(self, problems: list, seeds: list[int], student: Engine) -> list[Trace]:

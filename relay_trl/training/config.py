@@ -42,6 +42,7 @@ class RelayFields(TeacherFields, PromptFields):
         grading_time_limit_s (`float`, defaults to `5.0`): seconds for one answer.
         rollouts_max_mb (`int`, defaults to `512`): MiB of rollouts that each process keeps under `output_dir/_rollouts`, for
             `relay-trl watch`; the oldest go first. 0 writes none.
+        profile_steps (`int`, defaults to `0`): time so many steps after the first and print where their time goes.
     """
 
     teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
@@ -65,6 +66,7 @@ class RelayFields(TeacherFields, PromptFields):
     call_entropy_coef: float = field(default=0.0, metadata={"help": "Bonus on the entropy of n's digits."})
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
     rollouts_max_mb: int = field(default=512, metadata={"help": "MiB of rollouts kept on disk by each process."})
+    profile_steps: int = field(default=0, metadata={"help": "Print where the time of so many steps goes."})
 
 
 @dataclass
@@ -112,6 +114,8 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         for name in ("teacher_failure_steps", "guard_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 step.")
+        if self.profile_steps < 0:
+            raise ValueError(f"profile_steps is {self.profile_steps}; it is a number of steps, 0 for none.")
         if self.rollouts_max_mb < 0:
             raise ValueError(
                 f"rollouts_max_mb is {self.rollouts_max_mb}; give the MiB to keep, or 0 to write no rollouts."

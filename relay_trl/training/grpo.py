@@ -27,6 +27,7 @@ from .config import RelayGRPOConfig
 from .guard import Guard, Suspect, flat_groups
 from .lora import check_sharding
 from .metrics import FACTS, facts, summarize
+from .profile import StepProfiler
 from .progress import RelayProgressCallback
 from .recording import RecordingCallback
 from .saving import RelaySavingMixin
@@ -103,6 +104,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self.add_callback(RecordingCallback(self.writer, self.relay_record))
         self.guard = Guard(args)
         self.add_callback(self.guard)
+        if args.profile_steps:
+            self.add_callback(StepProfiler(self, args.profile_steps))
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(RelayProgressCallback)

@@ -104,7 +104,7 @@ def serve(tmp_path_factory):
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", *options]
         # On a CPU it would break down over a seeded request whose context is read in several parts
-        command += ["--no-enable-chunked-prefill"]
+        command += ["--no-enable-chunked-prefill", "--block-size", "32"]
         with log_path.open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:

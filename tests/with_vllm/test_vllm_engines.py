@@ -295,3 +295,29 @@ def test_a_relay_is_the_same_with_a_teacher_here_or_behind_http(vllm_engine, tea
     calls = [call for trace in there for call in trace.calls]
     assert any(call.outcome is Outcome.ANSWERED and call.delivered == 9 for call in calls)
     assert all(span.logprobs for trace in there for span in trace.spans if span.author is Author.STUDENT)
+
+
+def test_a_turn_computes_what_is_new_and_at_most_one_block_more(vllm_engine, teacher, prompt_ids):
+    config = RelayConfig(max_completion_tokens=200, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
+    prompt = prompt_ids + vllm_engine.vocabulary.encode("the sum of ab and 10 is so " * 12)
+    turns = {"student": [], "teacher": []}
+
+    class Counted(Calling):
+        """Keeps what each request read anew, and where its answer ended."""
+
+        def __init__(self, engine, who):
+            super().__init__(engine, config.syntax)
+            self.who = who
+
+        async def generate(self, context, max_tokens, stop=(), sampling=Sampling()):
+            ask = super().generate if self.who == "student" else self.engine.generate
+            answer = await ask(context, max_tokens, stop, sampling)
+            turns[self.who].append((len(context), answer.prompt_tokens - answer.cached_tokens, len(answer.ids)))
+            return answer
+
+    student, helper = Counted(vllm_engine, "student"), Counted(teacher, "teacher")
+    run(teacher, relay(RelayPrompt(prompt, prompt), student, helper, config, seed=0))
+    for who in turns:
+        assert len(turns[who]) >= 3
+        for (before, _, _), (length, computed, _) in zip(turns[who], turns[who][1:], strict=False):
+            assert computed <= length - before + block_size(vllm_engine)

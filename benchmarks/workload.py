@@ -1,0 +1,202 @@
+"""One workload for all ways to run it: random models, rollouts whose lengths and calls follow a schedule, real engines.
+
+An untrained student makes no calls, so the schedule says where one is: a command is put behind what the student wrote,
+and the relay does the rest. Neither model can end an answer, because its vocabulary has no end token of the tokenizer's:
+every way writes the same number of tokens.
+"""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+
+from relay_trl.command import CallSyntax
+from relay_trl.engines.base import Engine, FinishReason, Generation, Sampling
+from relay_trl.vocabulary import Vocabulary
+
+SYNTAX = CallSyntax()
+CHARACTERS = [chr(code) for code in range(32, 127)]
+START_LIMIT_S = 300
+
+# Hidden size and layers of the student and of the teacher. A step of the small ones costs the same however many rollouts
+# are in it, as on a GPU; the large ones keep the cores busy; those of gpu have the shape of Qwen3-0.6B and 1.7B.
+SIZES = {
+    "small": ((64, 2), (96, 2)),
+    "large": ((256, 8), (384, 8)),
+    "gpu": ((1024, 28), (2048, 28)),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One rollout: its prompt, the tokens of each turn of the student, and the n of the call behind each but the last."""
+
+    prompt: list[int]
+    turns: list[int]
+    calls: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Of the completion, commands included."""
+        commands = sum(len(SYNTAX.render(n)) for n in self.calls)  # a token is a character
+        return sum(self.turns) + sum(self.calls) + commands
+
+
+def make_plans(prompts: int, rollouts: int, median_tokens: int, most: int, seed: int) -> list[Plan]:
+    """P prompts x G rollouts: log-normal lengths, 0 to 3 calls at random places, n a digit times 1, 10 or 100."""
+    draw = random.Random(seed)
+    plans = []
+    for _ in range(prompts):
+        prompt = [draw.randrange(len(CHARACTERS)) for _ in range(draw.randint(40, 120))]
+        for _ in range(rollouts):
+            left = max(8, min(most, int(draw.lognormvariate(0.0, 0.6) * median_tokens)))
+            calls = [draw.randint(1, 9) * 10 ** draw.randint(0, 2) for _ in range(draw.randint(0, 3))]
+            calls = [min(n, most // 4) for n in calls]
+            places = sorted(draw.sample(range(1, left), len(calls)))
+            turns = [b - a for a, b in zip([0, *places], [*places, left], strict=True)]
+            plans.append(Plan(prompt, turns, calls))
+    return plans
+
+
+class Scheduled:
+    """A student that writes the tokens of its engine, as many as its plan says, and then the command of the plan.
+
+    Args:
+        engine ([`Engine`]): writes.
+        plan ([`Plan`]).
+    """
+
+    def __init__(self, engine: Engine, plan: Plan):
+        self.name, self.vocabulary, self.max_context = engine.name, engine.vocabulary, engine.max_context
+        self._engine, self._plan, self._turn = engine, plan, 0
+
+    async def generate(self, context, max_tokens: int, stop=(), sampling=Sampling()) -> Generation:
+        """The next turn of the plan."""
+        turn, self._turn = self._turn, self._turn + 1
+        written = await self._engine.generate(context, self._plan.turns[turn], stop, sampling)
+        assert written.ids is not None and len(written.ids) == self._plan.turns[turn]
+        if turn == len(self._plan.calls):
+            return written
+        command = SYNTAX.render(self._plan.calls[turn])
+        ids = [CHARACTERS.index(character) for character in command]
+        logprobs = None if written.logprobs is None else written.logprobs + [0.0] * len(ids)
+        return replace(
+            written, ids=written.ids + ids, text=written.text + command, finish=FinishReason.STOP, logprobs=logprobs
+        )
+
+
+class Instant:
+    """A teacher that has its answers ready."""
+
+    name, max_context = "instant", None
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
+
+    async def generate(self, context, max_tokens, stop=(), sampling=Sampling()) -> Generation:
+        ids = [max_tokens % len(CHARACTERS)] * max_tokens
+        return Generation(ids, self.vocabulary.decode(ids), FinishReason.LENGTH)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, and an end token that no model of [`make_model`] has."""
+    tokenizer = Tokenizer(models.WordLevel({c: k for k, c in enumerate(CHARACTERS)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<eos>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token=" "
+    )  # pads must be embedded
+
+
+def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> str:
+    """Writes a Qwen3 of random weights and returns its path."""
+    torch.manual_seed(seed)
+    heads = max(2, hidden // 64)
+    config = Qwen3Config(
+        vocab_size=len(CHARACTERS),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        head_dim=32 if hidden < 128 else 64,
+        max_position_embeddings=most,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+        dtype="float32" if not torch.cuda.is_available() else "bfloat16",
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def own_core(number: int):
+    """Keeps this process, and those it starts, on one core where there are two or more and no GPU: student and teacher
+    have hardware of their own then, as they do in real runs.
+    """
+    if hasattr(os, "sched_setaffinity") and not torch.cuda.is_available():
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) > 1:
+            os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
+@contextmanager
+def serve(model: str, max_num_seqs: int):
+    """Runs a vLLM server of `model` on the second core; yields its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--max-num-seqs", str(max_num_seqs), "--enable-prompt-tokens-details"]
+    if not torch.cuda.is_available():
+        command += ["--enforce-eager", "--dtype", "float32", "--no-enable-chunked-prefill", "--block-size", "32"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, preexec_fn=lambda: own_core(1)
+        )
+        try:
+            _wait_until_up(process, f"http://127.0.0.1:{port}/health", log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(process.pid, number)
+                    process.wait(timeout=20)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+
+
+def _wait_until_up(process: subprocess.Popen, url: str, log):
+    limit = time.monotonic() + START_LIMIT_S
+    while process.poll() is None and time.monotonic() < limit:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    log.seek(0)
+    raise RuntimeError(f"The teacher's server did not come up: {log.read().decode(errors='replace')[-2000:]}")
+
+
+def vocabulary_of(model: str) -> Vocabulary:
+    """Of a model that [`make_model`] wrote."""
+    return Vocabulary(PreTrainedTokenizerFast.from_pretrained(model))
