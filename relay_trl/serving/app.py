@@ -15,7 +15,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..call_bias import NEVER
@@ -25,6 +25,7 @@ from ..relay import RelayConfig, RelayPrompt
 from .answer import Question, answer, choice_seed, ended_together
 from .limits import Admission, Keys, cancelled_by_hang_up, read_body
 from .metrics import Metrics
+from .page import Prices, render_chat_page
 from .pair import Pair, PromptError
 from .protocol import MIN_BIAS, AnyRequest, ApiError, ChatRequest, CompletionRequest, parse
 from .protocol import Request as Asked
@@ -63,9 +64,17 @@ class RelayServer:
         model (`str`): the name it is served under.
         keys (`list[str]`): API keys; none lets everybody ask.
         limits ([`Limits`]).
+        prices ([`Prices`], *optional*): for the page at `/`.
     """
 
-    def __init__(self, pair: Pair, model: str, keys: list[str] = [], limits: Limits = Limits()):  # noqa: B006
+    def __init__(
+        self,
+        pair: Pair,
+        model: str,
+        keys: list[str] = [],  # noqa: B006
+        limits: Limits = Limits(),
+        prices: Prices | None = None,
+    ):
         self.pair = pair
         self.model = model
         self.limits = limits
@@ -73,10 +82,12 @@ class RelayServer:
         self._keys = Keys(keys)
         self.places = Admission(limits.max_in_flight, limits.max_queue)
         self._started = int(time.time())
+        self._page = render_chat_page(model, pair.holds_conversation, prices)
 
     def app(self) -> Starlette:
         """The ASGI application."""
         routes = [
+            Route("/", self.page, methods=["GET"]),
             Route("/v1/chat/completions", self._answering(self.chat), methods=["POST"]),
             Route("/v1/completions", self._answering(self.completions), methods=["POST"]),
             Route("/v1/models", self._answering(self.models), methods=["GET"]),
@@ -224,6 +235,10 @@ class RelayServer:
             return JSONResponse({"object": "list", "data": [data]})
         self._check_model(name)
         return JSONResponse(data)
+
+    async def page(self, request: Request) -> Response:
+        """The chat page."""
+        return HTMLResponse(self._page, headers={"X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"})
 
     async def health(self, request: Request) -> Response:
         """Whether the process lives."""

@@ -32,18 +32,19 @@ def run_server(config: ServingConfig):
     except ImportError as error:
         raise ImportError("The server needs uvicorn; install `relay_trl[serve]`.") from error
     from .app import RelayServer
+    from .page import load_prices
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("httpx", "httpx2", "openai"):  # they would log every request to a teacher
         logging.getLogger(name).setLevel(logging.WARNING)
-    keys = config.keys()
+    keys, prices = config.keys(), load_prices(config.costs)
     with _listen(config.host, config.port) as listener:  # before models are loaded: a port in use is known at once
         pair = config.load()
-        server = RelayServer(pair, config.model_name, keys, config.limits())
+        server = RelayServer(pair, config.model_name, keys, config.limits(), prices)
         port = listener.getsockname()[1]
         host = f"[{config.host}]" if ":" in config.host else config.host
         teacher = "no teacher" if pair.teacher is None else f"teacher {pair.teacher.name}"
-        print(f"{config.model_name} ({teacher}) is served at http://{host}:{port}/v1", flush=True)
+        print(f"{config.model_name} ({teacher}) is served at http://{host}:{port}/v1, with a page at /", flush=True)
         options = uvicorn.Config(
             server.app(),
             log_config=None,

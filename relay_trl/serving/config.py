@@ -56,6 +56,7 @@ class ServingConfig(TeacherFields):
         use_template (`bool`, defaults to `True`): ask each user's turn of a conversation as the student was trained to be
             asked, with its template and system prompt; else conversations go to the models as they are.
         served_model_name (`str`, *optional*): defaults to the last part of the student's path.
+        costs (`str`, *optional*): YAML with prices, for the cost line of the page at `/`; see [`~serving.page.load_prices`].
         host (`str`, defaults to `"127.0.0.1"`): others than this machine need an API key.
         port (`int`, defaults to `8080`): 0 takes a free one.
         api_key_file (`str`, *optional*): one key a line. The environment's RELAY_TRL_API_KEYS, separated by commas, counts
@@ -93,6 +94,7 @@ class ServingConfig(TeacherFields):
     close_tag: str | None = field(default=None, metadata={"help": "Ends a command."})
     use_template: bool = field(default=True, metadata={"help": "Ask as the student was trained to be asked."})
     served_model_name: str | None = field(default=None, metadata={"help": "The name that clients ask for."})
+    costs: str | None = field(default=None, metadata={"help": "YAML with prices, for the page at /."})
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen at."})
     port: int = field(default=8080, metadata={"help": "Port to listen at; 0 takes a free one."})
     api_key_file: str | None = field(default=None, metadata={"help": f"One key a line; {KEYS_VARIABLE} counts too."})

@@ -60,6 +60,11 @@ class Pair:
         return self.student.vocabulary
 
     @property
+    def holds_conversation(self) -> bool:
+        """Whether the student was made for several turns: it has a chat template, and was trained with it."""
+        return self.record.is_chat is not False and bool(getattr(self.vocabulary.tokenizer, "chat_template", None))
+
+    @property
     def _builder(self) -> PromptBuilder:
         # Made anew each time: a teacher may come up later than its server's first request.
         return self.record.prompt_builder(self.vocabulary.tokenizer, self.teacher)
