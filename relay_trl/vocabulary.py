@@ -72,6 +72,8 @@ class Vocabulary:
         return ids[start:] if ids[:start] == self._lead_in_ids else self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
+        # JSON can carry half of a surrogate pair, and no tokenizer takes it.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def foreign_to(self, other: "Vocabulary", tags: tuple[str, ...] = ()) -> frozenset[int] | None:

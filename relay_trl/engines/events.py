@@ -13,7 +13,7 @@ from typing import Any
 
 from ..vocabulary import Vocabulary
 from .base import OnTokens
-from .replies import Replies, first_choice
+from .replies import Replies, are_ids, first_choice
 
 _RETRY_DELAY_S = 0.5
 # The client wraps what goes wrong before an answer begins, not in the middle; its releases differ in the HTTP library.
@@ -86,17 +86,22 @@ async def _read_events(lines: AsyncIterator[str], answer: dict[str, Any], on_tok
             if chunk.get("usage"):
                 answer["usage"] = chunk["usage"]
             part = first_choice(chunk)
-            delta = part.get("delta") or {}
+            delta, scores = part.get("delta") or {}, part.get("logprobs") or {}
+            if not isinstance(delta, dict) or not isinstance(scores, dict):
+                raise ValueError(f"it sent {data[:200]}")
             is_chat = is_chat or "delta" in part
             has_thoughts = has_thoughts or bool(delta.get("reasoning") or delta.get("reasoning_content"))
             text = (delta.get("content") if is_chat else part.get("text")) or ""
             new = part.get("token_ids") or [] if has_ids else []
-            if type(text) is not str or type(new) is not list or not all(type(token) is int for token in new):
+            if type(text) is not str or not are_ids(new):
                 raise ValueError(f"it sent {data[:200]}")
             pieces.append(text)
             ids += new
             for key, values in logprobs.items():
-                values += (part.get("logprobs") or {}).get(key) or ()
+                more = scores.get(key) or []
+                if not isinstance(more, list):
+                    raise ValueError(f"it sent {data[:200]}")
+                values += more
             choice |= {name: part[name] for name in _LAST if part.get(name) is not None}
             if new or text:
                 on_tokens(new or text)

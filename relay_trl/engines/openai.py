@@ -8,8 +8,9 @@ import asyncio
 import json
 import logging
 import os
+from base64 import b64encode
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import openai
@@ -85,9 +86,12 @@ class OpenAIEngine:
             raise ValueError(f"api is {api!r}; it must be 'completions' or 'chat'.")
         if needs_logprobs and vocabulary is None:
             raise ValueError("needs_logprobs needs a vocabulary: logprobs belong to token ids.")
-        self._base_url = urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
+        base_url = urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
         self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        self.name = mask_credentials(self._base_url)
+        self.name = mask_credentials(base_url)
+        # Not in the URL of a request, which the HTTP library logs
+        self._base_url = base_url.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
+        self._auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         self.model = model
         self.vocabulary = vocabulary
         self.max_context: int | None = None
@@ -98,7 +102,7 @@ class OpenAIEngine:
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self.needs_logprobs = needs_logprobs
-        self._replies = Replies(self.name, api, self._api_key, timeout_s, max_retries + 1)
+        self._replies = Replies(self.name, api, self._secrets(), timeout_s, max_retries + 1)
         self._continuation = {"continue_final_message": True, "add_generation_prompt": False}
         # Connections and semaphores belong to the event loop they were first used in.
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[openai.AsyncOpenAI, asyncio.Semaphore]]
@@ -214,10 +218,19 @@ class OpenAIEngine:
         if loop not in self._by_loop:
             timeout = openai.Timeout(self._timeout_s, connect=min(self._timeout_s, _CONNECT_TIMEOUT_S))
             client = openai.AsyncOpenAI(
-                base_url=self._base_url, api_key=self._api_key, timeout=timeout, max_retries=self._max_retries
+                base_url=self._base_url,
+                api_key=self._api_key,
+                timeout=timeout,
+                max_retries=self._max_retries,
+                http_client=openai.DefaultAsyncHttpxClient(auth=self._auth) if self._auth else None,
             )
             self._by_loop[loop] = client, asyncio.Semaphore(self._max_concurrency)
         return self._by_loop[loop]
+
+    def _secrets(self) -> tuple[str, ...]:
+        """What a server may repeat in its faults: the key, and the URL's password plain and as it is sent."""
+        sent = [b64encode(":".join(self._auth).encode()).decode(), self._auth[1]] if self._auth else []
+        return tuple(secret for secret in (self._api_key, *sent) if secret not in ("", "none"))
 
     def _body(self, max_tokens: int, stop: tuple[str, ...], sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -18,16 +18,16 @@ class Replies:
     Args:
         name (`str`): the server's URL, without credentials.
         api (`"completions"` or `"chat"`).
-        api_key (`str`): kept out of every message.
+        secrets (`tuple[str, ...]`): kept out of every message.
         timeout_s (`float`), tries (`int`): what is allowed.
     """
 
     def __init__(
-        self, name: str, api: Literal["completions", "chat"], api_key: str, timeout_s: float, tries: int
+        self, name: str, api: Literal["completions", "chat"], secrets: tuple[str, ...], timeout_s: float, tries: int
     ) -> None:
         self.name = name
         self._api = api
-        self._api_key = api_key
+        self._secrets = secrets
         self._timeout_s = timeout_s
         self.tries = tries
         self._tries = f"{tries} tries" if tries > 1 else "1 try"
@@ -53,8 +53,7 @@ class Replies:
         if message.get("reasoning") or message.get("reasoning_content"):
             raise self.broken("moves the model's thoughts out of its text", "Start it without a reasoning parser.")
         ids = choice.get("token_ids") if vocabulary is not None else None
-        # A tokenizer breaks off over an id that is negative or has more than 32 bits, and decodes any other.
-        is_readable = ids is None or (isinstance(ids, list) and all(type(i) is int and 0 <= i < 1 << 32 for i in ids))
+        is_readable = ids is None or are_ids(ids)
         if not isinstance(text, str) or not is_readable:
             raise self.broken(f"answered with text {self.words(text)} and token_ids {self.words(ids)}")
         reason = choice.get("finish_reason")
@@ -129,10 +128,15 @@ class Replies:
     def words(self, said: Any) -> str:
         """Something from outside, fit for one sentence: one line, short, and without the key."""
         text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
-        if self._api_key != "none":
-            text = text.replace(self._api_key, "***")
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
         text = " ".join(text.split())
         return repr(text if len(text) <= 200 else text[:200] + "...")
+
+
+def are_ids(value: Any) -> bool:
+    """Whether a tokenizer can decode `value`: it breaks off over an id that is negative or has more than 32 bits."""
+    return isinstance(value, list) and all(type(i) is int and 0 <= i < 1 << 32 for i in value)
 
 
 def first_choice(answer: Any) -> dict[str, Any]:

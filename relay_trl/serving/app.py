@@ -152,6 +152,8 @@ class RelayServer:
         body = await read_body(request, self.limits.max_body_bytes, self.limits.body_timeout_s)
         try:
             parsed = json.loads(body.decode(), parse_constant=_no_constant)
+            if b"\\ud" in body.lower():  # half of a surrogate pair is JSON, but no text that a tokenizer takes
+                json.dumps(parsed, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 among them
             raise ApiError(400, f"The body is no valid JSON: {error}.", code="invalid_json") from None
         asked = parse(parsed, kind)

@@ -88,6 +88,21 @@ def mark_whole(folder: Path, model: torch.nn.Module, processes: int, is_sharded:
     write_atomically(folder / MARK, json.dumps(mark, indent=0))
 
 
+def drop_old(newest: Path, limit: int | None, best: str | None):
+    """Removes checkpoints beside `newest` until `limit` are left, the earliest steps first; `newest` and `best` stay.
+
+    By their steps and not by their times, as transformers does, which after a clock was set back removes what has just been
+    written. Later steps than `newest`'s are of an abandoned run, and go before all others.
+    """
+    found = [(int(m[1]), path) for path in newest.parent.glob("checkpoint-*") if (m := _CHECKPOINT.match(path.name))]
+    step = int(newest.name.rpartition("-")[2])
+    kept = {newest, *([Path(best)] if best else [])}
+    order = [path for number, path in sorted(found, key=lambda one: (one[0] <= step, one)) if path not in kept]
+    excess = len(found) - limit if limit and limit > 0 else 0
+    for path in order[: max(0, excess)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def trained_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
     """The shapes of what a run trains by name, whole ones where the parameters are sharded."""
     return {

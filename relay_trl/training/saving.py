@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers.trainer_utils import rotate_checkpoints
 
 from .. import hub
 from ..data.sources import SOURCES
@@ -28,6 +27,10 @@ _SHARED = (
     "teacher_temperature max_completion_length reward is_ended_by_teacher"
 ).split()
 """Fields of the same name in the run's config and in the record."""
+
+
+_WRITING = ("PytorchStreamWriter", "inline_container", "iostream")
+"""Words of the errors that `torch.save` raises where a file cannot be written."""
 
 
 class RelaySavingMixin(_Trainer):
@@ -88,7 +91,7 @@ class RelaySavingMixin(_Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            if isinstance(error, RuntimeError) and not any(word in str(error) for word in _WRITING):
                 raise
             raise OSError(
                 f"The checkpoint of step {self.state.global_step} could not be written to {folder} ({error}); make room, and "
@@ -100,7 +103,7 @@ class RelaySavingMixin(_Trainer):
         if self.is_world_process_zero() and folder.is_dir():
             if not self.args.save_only_model:
                 checkpoints.mark_whole(folder, self.model, self.args.world_size, self.is_deepspeed_enabled)
-            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+            checkpoints.drop_old(folder, limit, self.state.best_model_checkpoint)
 
     def save_student(self):
         """The end of a run: model or adapter, tokenizer, record and card in `output_dir`, merged if `merge_adapter`."""

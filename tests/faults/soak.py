@@ -57,7 +57,8 @@ class Teacher:
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.log, self.kills, self.process = log, 0, None
         self.start()
-        for _ in range(600):
+        limit = time.monotonic() + 600
+        while time.monotonic() < limit and self.process.poll() is None:
             with suppress(OSError), urllib.request.urlopen(f"{self.url}/models", timeout=2):
                 return
             time.sleep(0.2)

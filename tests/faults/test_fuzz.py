@@ -9,19 +9,24 @@ import json
 import os
 import random
 import re
+from collections import Counter
 
+import httpx
 import pytest
 import reference
 import tokenizers_for_tests as kinds
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scripted_relay import LETTERS, scripted
+from serving_for_tests import pair_of, serving
 from trl import ModelConfig
 
 from relay_trl.cli import EXPECTED, RecipeParser
 from relay_trl.command import CallSyntax
 from relay_trl.data.sources import drop_ungradable, load_rows
 from relay_trl.engines.base import EngineError, FinishReason, Generation
+from relay_trl.engines.events import stream_answer
 from relay_trl.engines.replies import Replies
 from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.grading import Grader, final_answer
@@ -173,7 +178,7 @@ answers = st.fixed_dictionaries({}, optional={"choices": st.lists(choices, max_s
 def test_any_json_of_a_server_is_a_generation_or_an_engine_error(answer, api, flags):
     has_vocabulary, needs_logprobs = flags
     vocabulary = VOCABULARIES["byte_level"] if has_vocabulary or needs_logprobs else None
-    replies = Replies("http://server/v1", api, "sk-planted", 9.0, 1)
+    replies = Replies("http://server/v1", api, ("sk-planted",), 9.0, 1)
     try:
         found = replies.read(answer, ("</call>",), vocabulary, needs_logprobs)
     except EngineError as error:
@@ -319,3 +324,158 @@ def test_any_yaml_is_a_config_or_one_sentence(tmp_path_factory, changes, raw):
         RecipeParser((DataConfig, RelayGRPOConfig, ModelConfig)).parse(["--config", str(path)])
     except EXPECTED as error:
         assert str(error).strip()
+
+
+# --- streams and requests ---
+
+chunk_parts = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": st.text(max_size=5) | anything,
+        "delta": st.fixed_dictionaries({}, optional={"content": st.text(max_size=5) | anything}) | anything,
+        "token_ids": st.lists(st.integers(-2, 300) | st.integers() | anything, max_size=3) | anything,
+        "finish_reason": st.sampled_from(["stop", "length"]) | anything,
+        "stop_reason": anything,
+        "logprobs": st.fixed_dictionaries({"token_logprobs": anything, "content": anything}) | anything,
+    },
+)
+chunks = st.fixed_dictionaries(
+    {}, optional={"choices": st.lists(chunk_parts, max_size=2) | anything, "usage": anything}
+)
+lines = (chunks | anything).map(lambda chunk: "data: " + json.dumps(chunk)) | st.text(max_size=20)
+lines = lines | st.sampled_from(
+    ["data: [DONE]", ": keep-alive", "", "event: x", 'data: {"error": "no"}', "data: {", "data:NaN"]
+)
+
+
+@cases(150, 10_000)
+@given(sent=st.lists(lines, max_size=6), flags=st.tuples(st.booleans(), st.booleans()))
+@example(['data: {"choices": [{"delta": 1}]}'], (False, False))
+@example(['data: {"choices": [{"text": "a", "token_ids": [-1]}]}'], (True, False))
+@example(['data: {"choices": [{"text": "a", "logprobs": 3}]}'], (True, True))
+def test_any_stream_of_events_is_an_answer_or_an_engine_error(sent, flags):
+    has_vocabulary, needs_logprobs = flags
+    vocabulary = VOCABULARIES["byte_level"] if has_vocabulary or needs_logprobs else None
+    replies, heard = Replies("http://server/v1", "completions", ("sk-planted",), 9.0, 1), []
+
+    class Response:
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *exception):
+            pass
+
+        async def iter_lines(self):
+            for line in sent:
+                yield line
+
+    def listen(tokens):
+        heard.append(vocabulary.decode(tokens) if isinstance(tokens, list) else tokens)
+
+    try:
+        answer = asyncio.run(stream_answer(lambda **request: Response(), {}, replies, vocabulary, listen))
+        replies.read(answer, ("</call>",), vocabulary, needs_logprobs)
+    except EngineError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
+    assert all(isinstance(text, str) for text in heard)
+
+
+KNOWN = [
+    "model",
+    "messages",
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "seed",
+    "stream",
+    "logprobs",
+    "user",
+]
+KNOWN += [
+    "max_calls",
+    "max_teacher_tokens",
+    "call_bias",
+    "use_teacher",
+    "show_commands",
+    "stream_options",
+    "tools",
+    "logit_bias",
+]
+GOOD = {
+    "/v1/chat/completions": {"model": "pair", "messages": [{"role": "user", "content": "Q:"}], "max_tokens": 8},
+    "/v1/completions": {"model": "pair", "prompt": "Q:", "max_tokens": 8},
+}
+
+
+def value_of(chance, depth=0):
+    kinds_of = [
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2**40,
+        -(2**70),
+        0.5,
+        float("nan"),
+        float("inf"),
+        "",
+        "pair",
+        "Q:",
+        "<call>9</call>",
+        "\ud800",
+        "\0",
+    ]
+    if depth < 3 and chance.random() < 0.3:
+        some = range(chance.randrange(4))
+        if chance.random() < 0.5:
+            return [value_of(chance, depth + 1) for _ in some]
+        return {chance.choice(["role", "content", "type", "text", "x"]): value_of(chance, depth + 1) for _ in some}
+    return chance.choice(kinds_of)
+
+
+def request_of(chance):
+    """Method, path, headers and body of a request that somebody may send."""
+    path = chance.choice(
+        [*GOOD] * 6 + ["/v1/models", "/health", "/", "/v1/nothing", "/metrics", "/../etc/passwd", "/v1/%00"]
+    )
+    body = dict(GOOD.get(path, {}))
+    for _ in range(chance.randrange(4)):
+        body[chance.choice(KNOWN) if chance.random() < 0.9 else "x"] = value_of(chance)
+    data = json.dumps(body).encode("utf-8", "surrogatepass")
+    kind = chance.random()
+    if kind < 0.1:
+        data = data[: chance.randrange(len(data) + 1)]
+    elif kind < 0.2:
+        data = bytes(chance.randrange(256) for _ in range(chance.randrange(60)))
+    elif kind < 0.23:
+        data = b"[" * 5000
+    headers = {
+        "content-type": chance.choice(["application/json"] * 8 + ["text/plain", "", "application/json; charset=x"])
+    }
+    if chance.random() < 0.1:
+        headers["authorization"] = chance.choice(["Bearer", "Bearer \xff", "Basic eDp5", "Bearer x y"])
+    method = chance.choice(["POST"] * 12 + ["GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
+    return method, path, headers, data
+
+
+def test_whatever_is_sent_to_the_server_gets_an_answer_and_the_server_lives():
+    said = [("ab<call>3</call>", "gh\0"), ("def",)]
+    pair = pair_of(scripted(LETTERS, *said[0] * 9), scripted(LETTERS, *said[1] * 9))
+    statuses = Counter()
+    with serving(pair) as server, httpx.Client(base_url=server.url, timeout=20) as client:
+        for seed, chance in drawn(120, 5_000):
+            method, path, headers, data = request_of(chance)
+            raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+            answer = client.request(method, path, headers=raw, content=data)
+            statuses[answer.status_code] += 1
+            assert answer.status_code < 500, f"seed {seed}: {method} {path} {data[:300]!r} -> {answer.text[:300]}"
+            if answer.status_code >= 400 and path.startswith("/v1/") and method == "POST":
+                assert answer.json()["error"]["message"], f"seed {seed}"
+        good = client.post("/v1/completions", json=GOOD["/v1/completions"])
+        assert good.status_code == 200 and statuses[200] > 5 and statuses[400] > 5, statuses
+    print(dict(statuses))
