@@ -60,7 +60,7 @@ endef
 export VLLM_CPU_REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart reproduce benchmark test test-fast test-vllm test-distributed test-slow fuzz soak lint format install clean
+.PHONY: help quickstart reproduce benchmark test test-fast test-vllm test-distributed test-slow fuzz soak audit lint format install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,10 @@ test-slow: $(ALL)  ## the long tests that need neither
 
 fuzz: $(ALL)  ## hundreds of thousands of drawn cases of syntax, splice, answers, replies, rows, YAML: half an hour or more
 	RELAY_TRL_FUZZ=1 $(PYTEST) -n auto --timeout 7200 tests/faults/test_fuzz.py
+
+audit: $(ALL)  ## known weaknesses of the installed packages, by pip-audit and PyPI's list of advisories
+	$(PIP) install "pip-audit>=2.9,<3"
+	$(PY) -m pip_audit --skip-editable
 
 soak: $(ALL)  ## 2,000 GRPO steps under random faults beside a quiet run, in runs/soak; goes on where it was
 	$(PY) tests/faults/soak.py

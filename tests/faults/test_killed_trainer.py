@@ -40,7 +40,7 @@ def run(folder, kills, seed=0):
 def test_killed_at_random_moments_it_ends_with_the_weights_and_the_log_of_a_quiet_run(tmp_path):
     quiet, expected, log = run(tmp_path / "quiet", 0)
     hit, found, other = run(tmp_path / "hit", KILLS)
-    assert quiet["killed"] == 0 and hit["killed"] == KILLS
+    assert quiet["killed"] == 0 and 1 <= hit["killed"] <= KILLS  # the run may end before its last killer comes
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     names = (
         "relay/accuracy",
