@@ -62,6 +62,7 @@ class Teacher:
             with suppress(OSError), urllib.request.urlopen(f"{self.url}/models", timeout=2):
                 return
             time.sleep(0.2)
+        self.kill()
         raise RuntimeError(f"The teacher's server did not come up; see {log}.")
 
     def start(self):
