@@ -79,6 +79,8 @@ def train(way: str, model: str, args):
         report_to="none",
         disable_tqdm=True,
         rollouts_max_mb=0,
+        max_truncated=1.0,  # no answer ends, and none is right
+        max_zero_variance=1.0,
         dataloader_pin_memory=False,
     )
     from transformers import AutoTokenizer

@@ -1,8 +1,8 @@
 """One workload for all ways to run it: random models, rollouts whose lengths and calls follow a schedule, real engines.
 
 An untrained student makes no calls, so the schedule says where one is: a command is put behind what the student wrote,
-and the relay does the rest. Neither model can end an answer, because its vocabulary has no end token of the tokenizer's:
-every way writes the same number of tokens.
+and the relay does the rest. Neither model ever ends an answer, because its head bars the end token: every way writes the same
+number of tokens.
 """
 
 import os
@@ -112,7 +112,7 @@ class Instant:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character, and an end token that no model of [`make_model`] has."""
+    """One token a character, and an end token that no model of [`make_model`] writes."""
     tokenizer = Tokenizer(models.WordLevel({c: k for k, c in enumerate(CHARACTERS)}, unk_token=" "))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -127,7 +127,7 @@ def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> st
     torch.manual_seed(seed)
     heads = max(2, hidden // 64)
     config = Qwen3Config(
-        vocab_size=len(CHARACTERS),
+        vocab_size=len(CHARACTERS) + 1,
         hidden_size=hidden,
         intermediate_size=3 * hidden,
         num_hidden_layers=layers,
@@ -135,7 +135,7 @@ def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> st
         num_key_value_heads=heads // 2,
         head_dim=32 if hidden < 128 else 64,
         max_position_embeddings=most,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         initializer_range=0.1,
         eos_token_id=None,
         bos_token_id=None,
@@ -144,6 +144,13 @@ def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> st
     )
     model = AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = None
+    with torch.no_grad():  # the first channel is 1 at every place, and tells the head never to end
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = 0.0
+            layer.mlp.down_proj.weight[0] = 0.0
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[len(CHARACTERS), 0] = -1e4
     model.save_pretrained(path)
     make_tokenizer().save_pretrained(path)
     return str(path)
