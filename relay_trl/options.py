@@ -47,7 +47,7 @@ class DataConfig:
     validation_size: int = field(default=256, metadata={"help": "Rows to validate on."})
 
     def __post_init__(self):
-        from .data.sources import REPORTED
+        from .data.registry import REPORTED
 
         for name in ("dataset_size", "validation_size"):
             value = getattr(self, name)

@@ -6,8 +6,10 @@ import logging
 
 import pytest
 
-from relay_trl.data.sources import REPORTED, SOURCES, drop_overlong, drop_ungradable, load_rows
+from relay_trl.data.registry import REPORTED, SOURCES
+from relay_trl.data.sources import drop_overlong, drop_ungradable, load_rows
 from relay_trl.grading import Grader
+from relay_trl.grading_words import load_grader
 from relay_trl.options import DataConfig
 
 
@@ -107,6 +109,19 @@ HUB_ROWS = {
     "aime2024": ({"problem": "Q", "answer": "204", "solution": "..."}, "204"),
     "aime2025": ({"problem": "Q", "answer": "70"}, "70"),
     "math_train": ({"problem": "Q", "solution": r"So $\boxed{\frac{1}{2}}$.", "level": "Level 1"}, r"\frac{1}{2}"),
+    "mmlu_pro": (
+        {"question": "Q", "options": ["one", "two", "3"], "answer": "B", "answer_index": 1, "category": "law"},
+        ["B", "two"],
+    ),
+    "bbeh": ({"task": "boolean", "input": "Q", "target": "(C)", "mini": 0}, "(C)"),
+    "supergpqa": (
+        {"question": "Q", "options": ["x", "two", "two"], "answer_letter": "C", "difficulty": "hard"},
+        "C",
+    ),
+    "gpqa_diamond": (
+        {"Question": "Q", "Correct Answer": "yes \n", **{f"Incorrect Answer {k}": f"no {k}" for k in (1, 2, 3)}},
+        ["D", "yes"],
+    ),
     "dapo_math": ({"prompt": "Q", "solution": "34", "data_source": "math_dapo"}, "34"),
 }
 
@@ -120,7 +135,39 @@ def test_registered_sets_from_local_copies(tmp_path, name):
     row, gold = HUB_ROWS[name]
     write(tmp_path / SOURCES[name].file, [row])
     (found,) = load_rows(name, data_dir=str(tmp_path))
-    assert (found["prompt"], found["answer"]) == ("Q", gold)
+    assert found["prompt"].split("\n")[0] == "Q" and found["answer"] == gold
+    if SOURCES[name].grader == "choice":
+        options = dict(line.split(". ", 1) for line in found["prompt"].split("\n\n")[1].splitlines())
+        assert list(options) == ["A", "B", "C", "D"][: len(options)]
+        assert gold == "C" or options[gold[0]] == gold[1]
+    with load_grader(SOURCES[name].grader) as grader:
+        right = rf"\boxed{{{gold if isinstance(gold, str) else gold[0]}}}"
+        assert grader.is_gradable(found["answer"]) and grader.grade([right], [found["answer"]]) == [True]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_row_without_a_gold_is_left_out_by_name(tmp_path, name, caplog):
+    row, _ = HUB_ROWS[name]
+    empty = {
+        **row,
+        **{key: None for key in ("answer", "answer_letter", "solution", "final_answer", "target") if key in row},
+    }
+    empty |= {"Correct Answer": None} if "Correct Answer" in row else {}
+    write(tmp_path / SOURCES[name].file, [row, empty])
+    with load_grader(SOURCES[name].grader) as grader, caplog.at_level(logging.WARNING):
+        assert len(drop_ungradable(load_rows(name, data_dir=str(tmp_path)), grader, name)) == 1
+    assert "skipping 1 of 2 rows with an empty or unreadable answer: 1." in caplog.text
+
+
+def test_a_local_copy_in_another_schema(tmp_path):
+    write(tmp_path / "math500.jsonl", [{"problem": "Q", "gold": "1"}])
+    with pytest.raises(ValueError, match=r"math500 has no column 'answer'; it has \['problem', 'gold'"):
+        load_rows("math500", data_dir=str(tmp_path))
+
+
+def test_a_set_of_its_own_kinds(tmp_path):
+    write(tmp_path / "math500.jsonl", [{"problem": "Q", "answer": "1", "level": 4}])
+    assert load_rows("math500", data_dir=str(tmp_path))[0]["kind"] == "level 4"
 
 
 def test_a_missing_local_copy_says_what_belongs_there(tmp_path):

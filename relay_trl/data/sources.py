@@ -1,4 +1,4 @@
-"""Where problems come from: a registry of training sets and benchmarks, local files, and the two columns all become.
+"""Where problems come from: the named sets of `registry.py`, local files, the Hub, and the two columns all become.
 
 Owns reading rows and checking them. Every row ends up with `prompt` (the problem, or chat messages) and `answer` (the
 gold, or a list of accepted ones); other columns pass through. How a prompt is rendered is `prompts.py`'s business.
@@ -6,82 +6,13 @@ gold, or a list of accepted ones); other columns pass through. How a prompt is r
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from ..grading import Grader, last_boxed
 from .embedded import EMBEDDED, load_task
+from .registry import SOURCES, Source, column
 
 logger = logging.getLogger(__name__)
-
-Gold = str | list[str] | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """A named set of problems.
-
-    Args:
-        file (`str`): name of its local copy under `data_dir`, in the Hub's schema.
-        hub_id (`str`): dataset on the Hub.
-        config (`str`, *optional*): its configuration there.
-        split (`str`): its split there.
-        problem (`str`): column of the problem.
-        gold (`Callable[[dict], Gold]`): reads the gold, or the list of golds, from a row.
-        has_boxed_answers (`bool`, defaults to `True`): whether answers are asked for in `\\boxed{}`.
-    """
-
-    file: str
-    hub_id: str
-    config: str | None
-    split: str
-    problem: str
-    gold: Callable[[dict], Gold]
-    has_boxed_answers: bool = True
-
-
-def _column(name: str) -> Callable[[dict], Gold]:
-    return lambda row: row[name]
-
-
-def _after_hashes(row: dict) -> Gold:
-    return row["answer"].rpartition("####")[2].strip()
-
-
-SOURCES: dict[str, Source] = {
-    "gsm8k": Source("gsm8k.jsonl", "openai/gsm8k", "main", "test", "question", _after_hashes),
-    "gsm8k_train": Source("gsm8k_train.jsonl", "openai/gsm8k", "main", "train", "question", _after_hashes),
-    "math500": Source("math500.jsonl", "HuggingFaceH4/MATH-500", None, "test", "problem", _column("answer")),
-    "minerva": Source(
-        "minerva.jsonl", "knoveleng/Minerva-Math", None, "train", "problem", lambda row: last_boxed(row["solution"])
-    ),
-    "olympiadbench": Source(
-        "olympiadbench.jsonl",
-        "Hothan/OlympiadBench",
-        "OE_TO_maths_en_COMP",
-        "train",
-        "question",
-        _column("final_answer"),
-    ),
-    "aime2024": Source("aime2024.jsonl", "HuggingFaceH4/aime_2024", None, "train", "problem", _column("answer")),
-    "aime2025": Source("aime2025.jsonl", "yentinglin/aime_2025", None, "train", "problem", _column("answer")),
-    "math_train": Source(
-        "math_train.jsonl",
-        "DigitalLearningGmbH/MATH-lighteval",
-        "default",
-        "train",
-        "problem",
-        lambda row: last_boxed(row["solution"]),
-    ),
-    "dapo_math": Source(
-        "dapo_math.jsonl", "open-r1/DAPO-Math-17k-Processed", "en", "train", "prompt", _column("solution")
-    ),
-}
-"""Named sets. Those of `REPORTED` are for reporting, not for training."""
-
-REPORTED = ("gsm8k", "math500", "minerva", "olympiadbench", "aime2024", "aime2025")
-"""The paper's benchmarks: never trained on, and never used to pick a checkpoint."""
 
 
 def load_rows(
@@ -124,7 +55,7 @@ def load_rows(
                 f"{name} has no column {' and no column '.join(map(repr, missing))}; it has {table.column_names}. Name "
                 "the right ones with problem_column and answer_column."
             )
-        gold = _column(answer_column)
+        gold = column(answer_column)
     if len(table) == 0:
         raise ValueError(f"{name} has no rows.")
     if "source_row" not in table.column_names:  # so that a row is named by its place in the file, wherever it ends up
@@ -132,7 +63,18 @@ def load_rows(
     if size is not None and size < len(table):
         table = table.shuffle(seed=seed).select(range(size))
     rows: list[dict] = table.to_list()
-    return [{**_others(row, problem), "prompt": row[problem], "answer": _as_text(gold(row))} for row in rows]
+    try:
+        return [_row(row, problem, gold, source.kind if source else None) for row in rows]
+    except KeyError as error:
+        raise ValueError(f"{name} has no column {error}; it has {table.column_names}.") from error
+
+
+def _row(row: dict, problem, gold, kind: str | None) -> dict:
+    asked = {"prompt": row[problem] if isinstance(problem, str) else problem(row), "answer": _as_text(gold(row))}
+    others = {key: value for key, value in row.items() if key != problem}
+    if kind is not None and row.get(kind) is not None:  # a local copy may lack it
+        others["kind"] = f"level {row[kind]}" if kind == "level" else str(row[kind])
+    return {**others, **asked}
 
 
 def _as_text(gold):
@@ -143,15 +85,11 @@ def _as_text(gold):
     return str(gold) if is_number else gold
 
 
-def _others(row: dict, problem: str) -> dict:
-    return {key: value for key, value in row.items() if key != problem}
-
-
 def _read(source: Source, data_dir: str | None):
     from datasets import load_dataset
 
     if data_dir is None:
-        return load_dataset(source.hub_id, source.config, split=source.split)
+        return load_dataset(source.hub_id, source.config, split=source.split, revision=source.revision)
     path = Path(data_dir) / source.file
     if not path.exists():
         raise FileNotFoundError(
@@ -200,7 +138,13 @@ def _read_unregistered(name: str, split: str | None):
         ) from error
 
 
-def drop_ungradable(rows: list[dict], grader: Grader, name: str) -> list[dict]:
+class CanGrade(Protocol):
+    """What a grader must say of a gold."""
+
+    def is_gradable(self, gold) -> bool: ...
+
+
+def drop_ungradable(rows: list[dict], grader: CanGrade, name: str) -> list[dict]:
     """`rows` without those whose gold is empty or does not verify against itself; they are named and counted in a warning.
 
     Raises:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from .. import hub
-from ..data.sources import SOURCES
+from ..data.registry import SOURCES
 from ..options import PromptFields
 from . import checkpoints
 from .lora import save_merged
