@@ -58,7 +58,7 @@ def main():
         methods = ["student", *(f"citer_{threshold}" for threshold in THRESHOLDS), "teacher"]
         options = ("--student", "data/arithmetic/student", "--citer_router", str(out / "router"))
         step(
-            *("evaluate", "evaluate", *options, "--output_dir", str(out / "evaluation"), "--size", str(args.size)),
+            *("evaluate", "evaluate", *options, "--output_dir", str(out / "evaluation"), "--limit", str(args.size)),
             *("--methods", *methods),
         )
         for row in json.loads((out / "evaluation/results.json").read_text(encoding="utf-8"))["results"]:

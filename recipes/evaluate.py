@@ -1,23 +1,24 @@
-"""Asks a benchmark of a student and its teacher by several methods, and writes tables, plots and a page of rollouts.
+"""Asks benchmarks of a student and its teacher by several methods, and writes tables, plots and pages of rollouts.
 
 python recipes/evaluate.py --config recipes/configs/arithmetic/evaluate.yaml
 """
 
-from pathlib import Path
+import sys
 
 from rich.console import Console
 
 from relay_trl.citer.engine import with_router
 from relay_trl.cli import RecipeParser, check_model, run
-from relay_trl.data.sources import drop_ungradable, load_rows
+from relay_trl.data.sources import drop_ungradable
 from relay_trl.engines.loading import load_engine
-from relay_trl.evaluation.answers import AnswerFile, read_run
+from relay_trl.evaluation.answers import AnswerFile, answer_path, read_run
 from relay_trl.evaluation.config import EvaluationConfig
+from relay_trl.evaluation.costs import load_costs
 from relay_trl.evaluation.methods import load_methods
-from relay_trl.evaluation.plots import find_logs
+from relay_trl.evaluation.processes import run_parts
 from relay_trl.evaluation.report import print_results, write_report
 from relay_trl.evaluation.runner import build_problems, evaluate
-from relay_trl.grading import Grader
+from relay_trl.evaluation.training_plots import find_logs
 
 
 def main():
@@ -29,52 +30,67 @@ def main():
     if has_teacher and "://" not in config.teacher:
         check_model(config.teacher, "teacher")
     logs = find_logs(config.training_logs, config.student)
+    costs = load_costs(config.costs)
 
-    rows = load_rows(
-        config.benchmark,
-        config.data_dir,
-        config.split,
-        config.size,
-        config.seed,
-        config.problem_column,
-        config.answer_column,
-    )
-    path = Path(config.output_dir) / "answers.jsonl"
-    with Grader(config.answer_marker, config.grading_time_limit_s) as grader:
-        rows = drop_ungradable(rows, grader, config.benchmark)
-        with AnswerFile(path, config.settings(rows)) as answers:
-            # The teacher first: a server that is down is known before any model is loaded.
-            teacher = load_engine(config.teacher, **config.teacher_options()) if has_teacher else None
-            student = load_engine(config.student, **config.student_options())
-            if config.citer_router is not None:
-                student = with_router(student, config.citer_router)
+    parts = [config.for_benchmark(name) for name in config.benchmarks]
+    rows = {}
+    for part in parts:  # all of them before any model is loaded
+        with part.load_grader() as grader:
+            rows[part.benchmark] = drop_ungradable(part.load_rows(), grader, part.benchmark)
+    if config.num_processes > 1 and config.shard is None:
+        total = sum(len(rows[part.benchmark]) * part.samples for part in parts) * len(methods)
+        run_parts(sys.argv, config.num_processes, config.output_dir, total)
+    else:
+        answer_all(parts, rows, methods, has_teacher)
+    if config.shard is not None:
+        return
+
+    title = f"{config.student} on {', '.join(config.benchmarks)}"
+    run = read_run(config.output_dir)
+    summaries = write_report([run], config.output_dir, logs, title, config.pages_answers, costs=costs)
+    print_results(summaries)
+    Console().print(f"Answers, tables, plots and report.html are in {config.output_dir}.", highlight=False)
+
+
+def answer_all(parts: list[EvaluationConfig], rows: dict[str, list[dict]], methods: list, has_teacher: bool):
+    """Fills the run's files with what is missing in them."""
+    first = parts[0]
+    for part in parts:  # other settings are refused before any model is loaded
+        AnswerFile(
+            answer_path(part.output_dir, part.benchmark, part.part()), part.settings(rows[part.benchmark])
+        ).close()
+    # The teacher first: a server that is down is known before any model is loaded.
+    teacher = load_engine(first.teacher, **first.teacher_options()) if has_teacher else None
+    student = load_engine(first.student, **first.student_options())
+    if first.citer_router is not None:
+        student = with_router(student, first.citer_router)
+    for part in parts:
+        path = answer_path(part.output_dir, part.benchmark, part.part())
+        settings = part.settings(rows[part.benchmark])
+        with part.load_grader() as grader, AnswerFile(path, settings) as answers:
             problems = build_problems(
-                config.benchmark,
-                rows,
-                config.prompt_builder(student, teacher),
+                part.benchmark,
+                rows[part.benchmark],
+                part.prompt_builder(student, teacher),
                 student,
-                config.max_prompt_length,
-                config.max_completion_length,
-                config.skip_long_prompts,
+                part.max_prompt_length,
+                part.max_completion_length,
+                part.skip_long_prompts,
             )
             evaluate(
                 methods,
                 problems,
                 student,
                 teacher,
-                config.relay_config(),
+                part.relay_config(),
                 grader,
                 answers,
-                config.samples,
-                config.seed,
-                config.max_in_flight,
+                part.samples,
+                part.seed,
+                part.max_in_flight,
+                has_progress=part.shard is None,
+                part=part.part(),
             )
-
-    summaries = write_report(
-        [read_run(path)], config.output_dir, logs, f"{config.student} on {config.benchmark}", config.pages_answers
-    )
-    print_results(summaries)
-    Console().print(f"Answers, tables, plots and the page rollouts.html are in {config.output_dir}.", highlight=False)
 
 
 if __name__ == "__main__":

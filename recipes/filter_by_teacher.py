@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from relay_trl.cli import RecipeParser, check_context, check_model, run
 from relay_trl.data.push import push_rows
+from relay_trl.data.registry import SOURCES
 from relay_trl.data.resumable import ResumableRows
-from relay_trl.data.sources import SOURCES, drop_overlong, drop_ungradable
+from relay_trl.data.sources import drop_overlong, drop_ungradable
 from relay_trl.data.teacher_filter import FilterConfig, choose, describe, pass_rates
 from relay_trl.data.warmup import write_jsonl
 from relay_trl.engines.loading import close_engines, load_engine

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from relay_trl.cli import RecipeParser, run
-from relay_trl.data.sources import SOURCES
+from relay_trl.data.registry import SOURCES
 from relay_trl.dataset_card import read_rows, write_dataset_card
 from relay_trl.evaluation.publishing import card_contents
 from relay_trl.hub import RELAY_CONFIG_NAME, load_record, write_model_card

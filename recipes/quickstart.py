@@ -52,7 +52,7 @@ def main():
 
     for name in LABELS:
         folder = out / "evaluation" / name
-        options = {"output_dir": folder, "size": args.size}
+        options = {"output_dir": folder, "limit": args.size}
         options["student"] = "data/arithmetic/student" if name == "student" else out / name
         options["methods"] = METHODS if name == "grpo" else ["student"]
         stage(f"evaluation: {name}", folder / "results.json", "evaluate", CONFIGS, **options)
@@ -64,13 +64,13 @@ def main():
 def report(out: Path):
     """One table over all runs, the plots and the page of rollouts."""
     from relay_trl.evaluation.answers import read_run
-    from relay_trl.evaluation.plots import read_log
     from relay_trl.evaluation.report import print_results, write_report
+    from relay_trl.evaluation.training_plots import read_log
 
     runs = [read_run(out / "evaluation" / name, name, labels) for name, labels in LABELS.items()]
     logs = {"relay": read_log(out / "grpo"), "GRPO without teacher": read_log(out / "grpo_baseline")}
     print_results(write_report(runs, out / "report", logs, "Relaying arithmetic: who wrote what"))
-    print(f"\nTable, plots and a page of rollouts are in {out / 'report'}: open {out / 'report' / 'rollouts.html'}.")
+    print(f"\nTables, plots and pages of rollouts are in {out / 'report'}: open {out / 'report' / 'report.html'}.")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def train(plan: dict, name: str, setting: dict, seed: int, max_steps: int | None
 def evaluate(plan: dict, student: str | Path, methods: list[str], name: str, split: str = "test") -> Path:
     """The folder with the answers of a student."""
     folder, size = Path(plan["output_dir"]) / "evaluation" / name, plan[f"{split}_size"]
-    options = {"student": student, "methods": methods, "output_dir": folder, "split": split, "size": size}
+    options = {"student": student, "methods": methods, "output_dir": folder, "split": split, "limit": size}
     stage(f"evaluation of {name}", folder / "results.json", "evaluate", plan["configs"], **options)
     return folder
 

@@ -8,6 +8,7 @@ is", as models that were told about boxes often end that way.
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import TypeAlias
 
 from .grading import MAX_ANSWER_CHARS, Grader, final_answer
 
@@ -116,7 +117,10 @@ def words(answer: str) -> str:
     return answer
 
 
-def load_grader(kind: str, marker: str | None = None, time_limit_s: float = 5.0) -> Grader | ChoiceGrader | TextGrader:
+AnyGrader: TypeAlias = Grader | ChoiceGrader | TextGrader
+
+
+def load_grader(kind: str, marker: str | None = None, time_limit_s: float = 5.0) -> AnyGrader:
     """The grader of a set of problems.
 
     Args:

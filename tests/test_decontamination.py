@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from relay_trl.data.decontamination import Decontaminator
-from relay_trl.data.sources import REPORTED, SOURCES
+from relay_trl.data.registry import PAPER_SIX, SOURCES
 from relay_trl.options import DataConfig
 
 LONG = "A train travels 270 miles in 3 hours. At the same rate, how many additional hours would it take?"
@@ -51,7 +51,7 @@ def write(folder, name, problem):
 
 def test_a_training_set_loses_what_the_benchmarks_have(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    for name in REPORTED:
+    for name in PAPER_SIX:
         write(tmp_path, name, f"Problem of {name}.")
     path = tmp_path / "mine.jsonl"
     problems = ["mine", "problem of AIME2024.", "Problem of minerva."]

@@ -29,17 +29,17 @@ def evaluate(monkeypatch, capsys):
 
 
 def test_the_recipe_evaluates_and_resumes(evaluate, tmp_path, caplog):
-    args = (*PAIR, "--size", 12, "--output_dir", tmp_path, "--methods", "student", "teacher")
+    args = (*PAIR, "--limit", 12, "--output_dir", tmp_path, "--methods", "student", "teacher")
     status, first, _ = evaluate(*args)
     assert status == 0
     assert "arithmetic, 12 problems" in first and "hard_product" in first
-    answers = (tmp_path / "answers.jsonl").read_text()
+    answers = (tmp_path / "answers.arithmetic.jsonl").read_text()
     assert len(answers.splitlines()) == 25
     assert (tmp_path / "rollouts.html").exists() and (tmp_path / "shares.png").exists()
     with caplog.at_level(logging.WARNING):
         assert evaluate(*args)[:2] == (0, first)
     assert "24 of 24 answers are there already" in caplog.text
-    assert (tmp_path / "answers.jsonl").read_text() == answers
+    assert (tmp_path / "answers.arithmetic.jsonl").read_text() == answers
     status, _, error = evaluate(*args, "--temperature", "0.5")
     assert status == 1 and "temperature was 1.0 and is now 0.5" in error
 
@@ -51,7 +51,7 @@ def test_the_recipe_evaluates_and_resumes(evaluate, tmp_path, caplog):
         ((*PAIR, "--teacher", "runs/no/model"), "teacher: 'runs/no/model'"),
         (("--methods", "relai"), "Unknown method 'relai'; known are student, teacher"),
         (("--samples", "0"), "samples is 0; it must be a whole number of at least 1."),
-        ((*PAIR, "--benchmark", "nothing.jsonl"), "nothing.jsonl does not exist"),
+        ((*PAIR, "--benchmarks", "nothing.jsonl"), "nothing.jsonl does not exist"),
         (("--config", "nothing.yaml"), "nothing.yaml does not exist"),
     ],
 )

@@ -13,8 +13,9 @@ from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.evaluation.answers import AnswerFile, read_run
 from relay_trl.evaluation.config import EvaluationConfig
 from relay_trl.evaluation.methods import load_method, load_methods
+from relay_trl.evaluation.results import summarize
 from relay_trl.evaluation.runner import answer_seed, build_problems, evaluate
-from relay_trl.evaluation.statistics import bootstrap_interval, cost_reduction, gap_recovered, summarize
+from relay_trl.evaluation.statistics import bootstrap_interval, cost_reduction, gap_recovered
 from relay_trl.fingerprints import fingerprint
 from relay_trl.grading import Grader
 from relay_trl.prompts import PromptBuilder
@@ -69,15 +70,27 @@ def teacher_engine(words, fails_on=lambda text: False):
     return ScriptedEngine(words, script, name="teacher", max_context=200)
 
 
-def run(path, names=METHODS, rows=None, settings=SETTINGS, teacher=None, samples=1, words=None, has_teacher=True):
+def run(
+    path,
+    names=METHODS,
+    rows=None,
+    settings=SETTINGS,
+    teacher=None,
+    samples=1,
+    words=None,
+    has_teacher=True,
+    part=(0, 1),
+    wrap=lambda engine: engine,
+):
     words = words or vocabulary()
-    student = student_engine(words)
+    student = wrap(student_engine(words))
     teacher = (teacher or teacher_engine(words)) if has_teacher else None
     rows = problems("test", 12, 0) if rows is None else rows
     asked = build_problems("arithmetic", rows, PromptBuilder(words.tokenizer, teacher), student, 20, 60)
     with AnswerFile(path, settings) as answers, Grader("#") as grader:
         methods = load_methods(names)
-        evaluate(methods, asked, student, teacher, CONFIG, grader, answers, samples=samples, has_progress=False)
+        options = {"samples": samples, "has_progress": False, "part": part}
+        evaluate(methods, asked, student, teacher, CONFIG, grader, answers, **options)
     return read_run(path), student, teacher
 
 
@@ -166,7 +179,9 @@ def test_fixed_is_not_cut_by_the_limit_on_asked_for_lengths(tmp_path):
     ["fixed", "fixed_", "fixed_0", "fixed_-1", "fixed_x", "citer_2", "citer_", "citer_0.5x", "Relay", "", "fixed_4 "],
 )
 def test_unknown_methods_are_refused_with_the_known(name):
-    with pytest.raises(ValueError, match="student, teacher, relay, relay_no_teacher, citer, fixed_n"):
+    with pytest.raises(
+        ValueError, match="known are student, teacher, relay, relay_no_teacher, relay_calls_off, citer, fixed_n"
+    ):
         load_method(name)
 
 
@@ -282,7 +297,7 @@ def test_files_that_are_none_are_refused(tmp_path, text, message):
 
 
 def test_reading_what_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="has no answers"):
         read_run(tmp_path / "nothing")
     (tmp_path / "answers.jsonl").write_text("")
     with pytest.raises(ValueError, match="is empty"):
@@ -441,7 +456,7 @@ def test_runs_need_names_of_their_own(finished):
 
 
 def config(**changes):
-    return EvaluationConfig(**{"student": "student", "benchmark": "arithmetic", **changes})
+    return EvaluationConfig(**{"student": "student", "benchmarks": ["arithmetic"], **changes})
 
 
 @pytest.mark.parametrize(
@@ -450,7 +465,7 @@ def config(**changes):
         ({"methods": ["relay", "rely"]}, "Unknown method 'rely'"),
         ({"methods": []}, "methods is empty"),
         ({"samples": 0}, "samples is 0"),
-        ({"size": 1.5}, "size is 1.5"),
+        ({"limit": 1.5}, "limit is 1.5"),
         ({"open_tag": "<a>", "close_tag": "<a>"}, "must differ"),
         ({"temperature": -1.0}, "temperature"),
         ({"max_calls": -1}, "max_calls is -1"),

@@ -111,9 +111,10 @@ def decontaminate(rows: list[dict], name: str, data_dir: str | None = None) -> l
         FileNotFoundError: a benchmark's local copy is missing.
         ValueError: no row is left.
     """
-    from .sources import REPORTED, load_rows
+    from .registry import PAPER_SIX
+    from .sources import load_rows
 
-    known = Decontaminator({b: [row["prompt"] for row in load_rows(b, data_dir)] for b in REPORTED})
+    known = Decontaminator({b: [row["prompt"] for row in load_rows(b, data_dir)] for b in PAPER_SIX})
     kept, report = known.clean(rows)
     shown = ", ".join(map(str, report.places[:10])) + (", ..." if report.removed > 10 else "")
     logger.log(logging.WARNING if report.removed else logging.INFO, f"{name}: {report}; left out: {shown or 'none'}.")

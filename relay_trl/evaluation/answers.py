@@ -1,11 +1,15 @@
-"""The file of answers: one JSON line per answer behind a header line with the settings, safe to kill and to resume.
+"""The files of answers: one JSON line per answer behind a header line with the settings, safe to kill and to resume.
 
-Owns the file's format, what makes two runs the same run, and reading it back. Who answers is the runner's business, what
-the answers add up to is the statistics'.
+A run's folder has one file per benchmark, or one per benchmark and process. Owns the files' names and format, what makes
+two runs the same run, and reading them back. Who answers is the runner's business, what the answers add up to is the
+statistics'.
 """
 
+import fcntl
 import json
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "relay_trl.answers"
 VERSION = 1
+PER_BENCHMARK = ("benchmark", "problems", "samples", "prompt_template", "answer_marker")
+"""Settings in which the benchmarks of one run may differ."""
 
 Key = tuple[str, str, int, int]
 """Method, benchmark, index of the problem, sample: one answer of a run."""
@@ -69,8 +75,8 @@ class Run:
 
     Args:
         name (`str`): what reports call it.
-        settings (`dict`): what the answers depend on, as [`AnswerFile`] got it.
-        answers (`list[Answer]`): in the order of the file, each key once.
+        settings (`dict`): what the answers depend on, as [`AnswerFile`] got it; of several files what they share.
+        answers (`list[Answer]`): in the order of the files, each key once.
         labels (`dict[str, str]`): what reports call a method of this run, where not by its name.
     """
 
@@ -88,10 +94,12 @@ class AnswerFile:
         settings (`dict`): JSON-ready; everything that the answers depend on.
 
     Attributes:
-        done (`set[Key]`): answers in the file. Rollouts whose teacher failed are not among them: they are tried again.
+        done (`set[Key]`): answers in the file, and in those that other processes wrote for the same benchmark. Rollouts
+            whose teacher failed are not among them: they are tried again.
 
     Raises:
-        ValueError: the file belongs to a run with other settings or another version, or is no such file.
+        ValueError: a file of this run belongs to one with other settings or another version, or is no such file; or
+            another process is writing this one.
     """
 
     def __init__(self, path: str | Path, settings: dict):
@@ -100,26 +108,48 @@ class AnswerFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))
         self._header = json.dumps({"format": FORMAT, "version": VERSION, "settings": settings}) + "\n"
-        size = 0
-        if self.path.exists():
-            header, entries, size = _read(self.path)
-            if header is not None and entries:
-                _refuse_other(self.path, header["settings"], settings)
-            self.done = {_key(entry) for entry in entries if entry["correct"] is not None}
-            if size < self.path.stat().st_size:
-                logger.warning(
-                    f"{self.path} ended in half a line, from a run that was killed; that answer is asked again."
-                )
-            # A header without answers binds nobody: it may be of a run that was refused before it asked anything.
-            size = size if entries else 0
-            with open(self.path, "r+b") as file:
-                file.truncate(size)
-        self._is_empty = size == 0
-        self._file = open(self.path, "a", encoding="utf-8")
+        for other in answer_files(self.path.parent):
+            if other != self.path:
+                self._look_at(other, settings)
+        self._file = open(self.path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise ValueError(
+                f"{self.path} is being written by another process; wait for it, or give another output_dir."
+            ) from error
+        try:
+            self._is_empty = self._take_up(settings)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _look_at(self, other: Path, settings: dict) -> None:
+        header, entries, _ = _read(other)
+        if header is None or not entries:
+            return
+        is_sibling = header["settings"].get("benchmark") == settings.get("benchmark")
+        leave_out = () if is_sibling else PER_BENCHMARK
+        _refuse_other(other, _without(header["settings"], leave_out), _without(settings, leave_out))
+        if is_sibling:
+            self.done |= {_key(entry) for entry in entries if entry["correct"] is not None}
+
+    def _take_up(self, settings: dict) -> bool:
+        header, entries, size = _read(self.path)
+        if header is not None and entries:
+            _refuse_other(self.path, header["settings"], settings)
+        self.done |= {_key(entry) for entry in entries if entry["correct"] is not None}
+        if size < self.path.stat().st_size:
+            logger.warning(f"{self.path} ended in half a line, from a run that was killed; that answer is asked again.")
+        # A header without answers binds nobody: it may be of a run that was refused before it asked anything.
+        size = size if entries else 0
+        self._file.truncate(size)
+        return size == 0
 
     def add(self, answer: Answer) -> None:
         """Writes `answer`, so that it outlives this process."""
-        self._file.write((self._header if self._is_empty else "") + answer.to_line())
+        self._file.write(((self._header if self._is_empty else "") + answer.to_line()).encode())
         self._file.flush()
         self._is_empty = False
         if answer.correct is not None:
@@ -136,33 +166,61 @@ class AnswerFile:
         self.close()
 
 
+def answer_path(folder: str | Path, benchmark: str, part: tuple[int, int] = (0, 1)) -> Path:
+    """The file of one benchmark in a run's folder; of one process's part `(k, n)` of it where several share the work."""
+    name = re.sub(r"[^\w.-]+", "-", benchmark).strip("-.")
+    shard = f".{part[0]}of{part[1]}" if part[1] > 1 else ""
+    return Path(folder) / f"answers.{name}{shard}.jsonl"
+
+
+def answer_files(folder: str | Path) -> list[Path]:
+    """All files of answers in a run's folder."""
+    return sorted(Path(folder).glob("answers*.jsonl"))
+
+
 def read_run(path: str | Path, name: str | None = None, labels: dict[str, str] | None = None) -> Run:
-    """Reads a file of answers.
+    """Reads the answers of a run.
 
     Args:
-        path (`str` or `Path`): the file, or the folder that holds it as `answers.jsonl`.
+        path (`str` or `Path`): a file of answers, or the folder with those of a run.
         name (`str`, *optional*): what reports call the run; `None`: the folder's name.
         labels (`dict[str, str]`, *optional*): what reports call its methods, such as `{"student": "GRPO, no teacher"}`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file of answers, or of another version.
+        ValueError: it is no file of answers, or of another version, or files of one folder are of different runs.
     """
     path = Path(path)
-    path = path / "answers.jsonl" if path.is_dir() else path
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; run recipes/evaluate.py first, or name its output_dir.")
-    header, entries, size = _read(path)
-    if header is None:
+    files = answer_files(path) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise FileNotFoundError(f"{path} has no answers; run recipes/evaluate.py first, or name its output_dir.")
+    shared: dict = {}
+    answers: dict[Key, Answer] = {}
+    for file in files:
+        header, entries, size = _read(file)
+        if size < file.stat().st_size:
+            logger.warning(
+                f"{file} ends in half a line, which is left out; the run that wrote it was killed or still runs."
+            )
+        if header is None:
+            continue
+        if shared:
+            _refuse_other(file, _without(header["settings"], PER_BENCHMARK), _without(shared, PER_BENCHMARK))
+            shared = {key: value for key, value in shared.items() if header["settings"].get(key) == value}
+        else:
+            shared = header["settings"]
+        for entry in entries:
+            # A rollout that failed first and was answered later has two lines: the verdict counts.
+            if entry["correct"] is not None or _key(entry) not in answers:
+                answers[_key(entry)] = Answer.from_dict(entry)
+    if not answers:
         raise ValueError(f"{path} is empty; run recipes/evaluate.py to fill it.")
-    if size < path.stat().st_size:
-        logger.warning(
-            f"{path} ends in half a line, which is left out; the run that wrote it was killed or still runs."
-        )
-    # A rollout that failed first and was answered later has two lines: the later one counts.
-    answers = {_key(entry): Answer.from_dict(entry) for entry in entries}
-    settings = header["settings"]
-    return Run(name or path.resolve().parent.name, settings, list(answers.values()), labels or {})
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    return Run(name or folder.name, shared, list(answers.values()), labels or {})
+
+
+def _without(settings: dict, names: Iterable[str]) -> dict:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _key(entry: dict) -> Key:

@@ -6,18 +6,22 @@ Owns names, defaults and limits of options. A student that was trained to call c
 
 import copy
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..command import CallSyntax
+from ..data.registry import REPORTED, SOURCES
+from ..data.sources import load_rows
 from ..engines.base import Engine, Sampling
 from ..fingerprints import fingerprint, fingerprint_rows
+from ..grading_words import AnyGrader, load_grader
 from ..hub import load_record
 from ..options import TeacherFields
 from ..prompts import PromptBuilder
 from ..redaction import redact
 from ..relay import RelayConfig
-from .methods import load_methods
+from .methods import known_methods, load_methods
 
 FROM_STUDENT = {
     "teacher": None,
@@ -26,7 +30,7 @@ FROM_STUDENT = {
     "max_call_tokens": None,
     "teacher_temperature": 0.7,
     "is_ended_by_teacher": True,
-    "prompt_template": "{problem}",
+    "prompt_template": None,
     "system_prompt": None,
     "is_chat": None,
     "chat_template_kwargs": {"enable_thinking": False},
@@ -35,16 +39,17 @@ FROM_STUDENT = {
     "close_tag": "</call>",
 }
 """Fields that the student's relay config fills where they are unset, and what they are without one (5 calls and the
-teacher's temperature as in the paper's evaluation)."""
+teacher's temperature as in the paper's evaluation; the template is then the benchmark's)."""
 
-# What no answer depends on, and the methods: more of them can be added to a run later.
+# What no answer depends on, and the methods and benchmarks: more of them can be added to a run later.
 _NOT_SETTINGS = {
-    *("methods", "output_dir", "data_dir", "max_in_flight", "training_logs", "pages_answers", "grading_time_limit_s"),
-    *("teacher_timeout_s", "teacher_retries", "teacher_concurrency"),
+    *("methods", "benchmarks", "output_dir", "data_dir", "max_in_flight", "training_logs", "pages_answers"),
+    *("grading_time_limit_s", "teacher_timeout_s", "teacher_retries", "teacher_concurrency"),
+    *("num_processes", "shard", "costs"),
 }
 _AT_LEAST_ONE = (
-    *("size", "samples", "max_completion_length", "max_prompt_length", "max_call_tokens", "max_in_flight"),
-    *("teacher_concurrency", "pages_answers"),
+    *("limit", "samples", "max_completion_length", "max_prompt_length", "max_call_tokens", "max_in_flight"),
+    *("teacher_concurrency", "pages_answers", "num_processes"),
 )
 
 
@@ -55,16 +60,17 @@ class EvaluationConfig(TeacherFields):
 
     Args:
         student (`str`): a folder or a Hub id.
-        benchmark (`str`): a registered set (see `data/sources.py`), `"arithmetic"`, `"lookups"`, a file, or a Hub dataset.
+        benchmarks (`list[str]`): registered sets (see `data/registry.py`), `"arithmetic"`, `"lookups"`, files, or Hub
+            datasets.
         teacher (`str`, *optional*, from the student), other `teacher_` fields: see [`~relay_trl.options.TeacherFields`].
-        methods (`list[str]`, defaults to `student relay teacher`): of `student`, `teacher`, `relay`, `relay_no_teacher`
-            and `fixed_n` (`fixed_4`: every call gets 4 tokens).
+        methods (`list[str]`, defaults to `student relay teacher`): see `evaluation/methods.py`.
         data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
         split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
-        size (`int`, *optional*): problems to ask, chosen by `seed`; `None` asks all.
+        limit (`int`, *optional*): problems to ask of each benchmark, chosen by `seed`; `None` asks all.
         problem_column, answer_column (`str`): of a file or Hub dataset.
         seed (`int`, defaults to `0`): of the choice of problems and of every rollout.
-        samples (`int`, defaults to `1`): answers per problem and method; the accuracy is their mean.
+        samples (`int`, *optional*): answers per problem and method; the accuracy is their mean. `None`: as many as the
+            benchmark asks for, 32 for AIME and else 1.
         temperature (`float`, defaults to `0.7`), top_p (`float`, defaults to `1.0`): of the student.
         teacher_temperature (`float`, defaults to `0.7`, from the student).
         max_completion_length (`int`, defaults to `1024`, from the student): tokens of a completion, all included.
@@ -81,27 +87,33 @@ class EvaluationConfig(TeacherFields):
         grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
         training_logs (`list[str]`, *optional*): trainers' output folders whose curves are plotted; `None` takes the
             student's, if it has a `trainer_state.json`.
-        pages_answers (`int`, defaults to `1500`): most answers on the page of rollouts.
-        output_dir (`str`, defaults to `"runs/evaluation"`): gets `answers.jsonl`, tables, plots and the page. A run
-            that was killed goes on there.
+        pages_answers (`int`, defaults to `1500`): most answers on the pages of rollouts.
+        costs (`str`, *optional*): YAML with parameters and prices of both models, see `evaluation/costs.py`.
+        num_processes (`int`, defaults to `1`): processes that share the problems, each with its own student (and a
+            teacher, unless that is a server) and, where there are GPUs, each on its own.
+        shard (`str`, *optional*): what one of several processes gets, such as `"0/4"`; set by `num_processes`.
+        output_dir (`str`, defaults to `"runs/evaluation"`): gets the answers, tables, plots and pages. A run that was
+            killed goes on there.
 
     Raises:
         ValueError: a field is out of its range, or a method is unknown.
     """
 
     student: str = field(metadata={"help": "Folder or Hub id of the student."})
-    benchmark: str = field(metadata={"help": "Registered set, 'arithmetic', a .jsonl/.csv/.parquet file, Hub dataset."})
+    benchmarks: list[str] = field(
+        metadata={"help": "Registered sets, 'arithmetic', .jsonl/.csv/.parquet files, Hub datasets."}
+    )
     methods: list[str] = field(
         default_factory=lambda: ["student", "relay", "teacher"],
-        metadata={"help": "Of student, teacher, relay, relay_no_teacher, fixed_n."},
+        metadata={"help": f"Of {known_methods()}."},
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with local copies of registered sets."})
     split: str | None = field(default=None, metadata={"help": "Split of a Hub dataset or of 'arithmetic'."})
-    size: int | None = field(default=None, metadata={"help": "Problems to ask (default: all)."})
+    limit: int | None = field(default=None, metadata={"help": "Problems to ask of each benchmark (default: all)."})
     problem_column: str = field(default="problem", metadata={"help": "Column of the problem."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the gold answer."})
     seed: int = field(default=0, metadata={"help": "Of the choice of problems and of every rollout."})
-    samples: int = field(default=1, metadata={"help": "Answers per problem and method."})
+    samples: int | None = field(default=None, metadata={"help": "Answers per problem and method."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the student; 0 is greedy."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of the student."})
     teacher_temperature: float | None = field(default=None, metadata={"help": "Sampling temperature of the teacher."})
@@ -127,12 +139,21 @@ class EvaluationConfig(TeacherFields):
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
     training_logs: list[str] | None = field(default=None, metadata={"help": "Trainers' output folders, to be plotted."})
     pages_answers: int = field(default=1500, metadata={"help": "Most answers on the page of rollouts."})
+    costs: str | None = field(default=None, metadata={"help": "YAML with parameters and prices of both models."})
+    num_processes: int = field(default=1, metadata={"help": "Processes that share the problems."})
+    shard: str | None = field(default=None, metadata={"help": "One process's part, such as 0/4."})
     output_dir: str = field(default="runs/evaluation", metadata={"help": "Gets the answers, tables, plots and page."})
 
     def __post_init__(self):
         if isinstance(self.methods, str):
             self.methods = [self.methods]
+        if isinstance(self.benchmarks, str):
+            self.benchmarks = [self.benchmarks]
         load_methods(self.methods)
+        self.benchmarks = list(dict.fromkeys(self.benchmarks))
+        if not self.benchmarks:
+            raise ValueError(f"benchmarks is empty; name at least one, such as {', '.join(REPORTED)}.")
+        self.part()
         if isinstance(self.chat_template_kwargs, str):
             try:
                 self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
@@ -172,6 +193,42 @@ class EvaluationConfig(TeacherFields):
             )
         return config
 
+    @property
+    def benchmark(self) -> str:
+        """The one benchmark of the config that [`~EvaluationConfig.for_benchmark`] gives."""
+        (name,) = self.benchmarks
+        return name
+
+    def for_benchmark(self, name: str) -> "EvaluationConfig":
+        """A copy for one benchmark, with the samples and the template that it asks for where the run leaves them open."""
+        source = SOURCES.get(name)
+        config = copy.copy(self)
+        config.benchmarks = [name]
+        config.samples = self.samples or (source.samples if source else 1)
+        config.prompt_template = self.prompt_template or (source.template if source else "{problem}")
+        return config
+
+    def load_rows(self) -> list[dict]:
+        """The problems of the one benchmark, with a gold or without; see [`~relay_trl.data.sources.load_rows`]."""
+        columns = (self.problem_column, self.answer_column)
+        return load_rows(self.benchmark, self.data_dir, self.split, self.limit, self.seed, *columns)
+
+    def load_grader(self) -> AnyGrader:
+        """The one benchmark's grader."""
+        source = SOURCES.get(self.benchmark)
+        return load_grader(source.grader if source else "math", self.answer_marker, self.grading_time_limit_s)
+
+    def part(self) -> tuple[int, int]:
+        """Which part of the problems this process asks, and of how many.
+
+        Raises:
+            ValueError: `shard` is no such thing.
+        """
+        match = re.fullmatch(r"([0-9]+)/([1-9][0-9]*)", self.shard or "0/1")
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ValueError(f"shard is {self.shard!r}; it must be like 0/4 to 3/4, and is set by num_processes.")
+        return int(match[1]), int(match[2])
+
     def _filled(self, values: dict[str, Any]) -> "EvaluationConfig":
         filled = copy.copy(self)
         for name, value in values.items():
@@ -199,7 +256,7 @@ class EvaluationConfig(TeacherFields):
         return PromptBuilder(
             student.vocabulary.tokenizer if student.vocabulary else None,
             teacher,
-            template=filled["prompt_template"],
+            template=filled["prompt_template"] or "{problem}",
             system=filled["system_prompt"],
             is_chat=filled["is_chat"],
             chat_template_kwargs=filled["chat_template_kwargs"],
@@ -218,6 +275,7 @@ class EvaluationConfig(TeacherFields):
         [`~EvaluationConfig.with_student_defaults`].
         """
         kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
+        kept["benchmark"] = self.benchmark
         weights = {"student_weights": fingerprint(self.student), "teacher_weights": fingerprint(self.teacher or "")}
         if self.citer_router is not None:
             weights["router_weights"] = fingerprint(self.citer_router)

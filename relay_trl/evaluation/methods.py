@@ -4,14 +4,19 @@ Owns the methods' names and what each name means. Relaying itself is `relay.py`'
 what becomes of the answers is the runner's.
 """
 
+import math
+import random
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
+from ..call_bias import NEVER
 from ..engines.base import Engine, EngineError, FinishReason
 from ..relay import RelayConfig, RelayPrompt, relay
 from ..trace import Author, Span, StopReason, Trace
 from ..vocabulary import Vocabulary
+from .lottery import answer_by_lot
 
 Answerer = Callable[[RelayPrompt, Engine, Engine | None, RelayConfig, int | None], Awaitable[Trace]]
 """`answer(prompt, student, teacher, config, seed)`: one rollout."""
@@ -98,13 +103,35 @@ async def answer_unheard(
     return await relay(prompt, student, None, config, seed)
 
 
-def _fixed(n: int) -> Answerer:
+def _relay_with(**changes: Any) -> Answerer:
     async def answer(
         prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
     ) -> Trace:
-        # A fixed length is the point of the comparison, so a limit on asked-for lengths has no say in it.
-        fixed = replace(config, fixed_call_tokens=n, max_call_tokens=None)
-        return await relay(prompt, student, teacher, fixed, seed)
+        return await relay(prompt, student, teacher, replace(config, **changes), seed)
+
+    return answer
+
+
+def _fixed(n: float) -> Answerer:
+    # A fixed length is the point of the comparison, so a limit on asked-for lengths has no say in it.
+    return _relay_with(fixed_call_tokens=int(n), max_call_tokens=None)
+
+
+def _random_router(share: float) -> Answerer:
+    async def answer(
+        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+    ) -> Trace:
+        is_routed = random.Random(f"{seed}/router").random() < share
+        return await (answer_by_teacher if is_routed else answer_alone)(prompt, student, teacher, config, seed)
+
+    return answer
+
+
+def _random_tokens(probability: float) -> Answerer:
+    async def answer(
+        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+    ) -> Trace:
+        return await answer_by_lot(prompt, student, teacher, config, seed, probability)
 
     return answer
 
@@ -125,31 +152,98 @@ METHODS: dict[str, Method] = {
     "teacher": Method("teacher", answer_by_teacher, has_teacher=True),
     "relay": Method("relay", relay, has_teacher=True),
     "relay_no_teacher": Method("relay_no_teacher", answer_unheard, has_teacher=False),
+    "relay_calls_off": Method("relay_calls_off", _relay_with(call_bias=NEVER), has_teacher=False),
     "citer": Method("citer", _citer(None), has_teacher=True, has_router=True),
 }
-"""Methods without a number in their name. `fixed_n` grants every call n tokens, whatever it asks for; `citer_t` asks the
-teacher for each token whose score is below t, `citer` below the router's own threshold.
-"""
+"""Methods without a number in their name. `relay_no_teacher` calls and is not heard, `relay_calls_off` cannot
+call, `citer` asks below its router's own threshold."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Methods that differ in one number, which their names end in: `fixed_4`, `call_bias_-2`.
+
+    Args:
+        symbol (`str`): what the number is called, as in `fixed_n`.
+        meaning (`str`): what the number says, with its range and an example.
+        make (`Callable[[float], Answerer]`): the coroutine for a number.
+        is_valid (`Callable[[float], bool]`): whether there is a method of this number.
+        has_router (`bool`, defaults to `False`): as in [`Method`].
+    """
+
+    symbol: str
+    meaning: str
+    make: Callable[[float], Answerer]
+    is_valid: Callable[[float], bool]
+    has_router: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    "fixed": Family(
+        "n",
+        "every call gets n tokens: a number of at least 1, such as fixed_4",
+        _fixed,
+        lambda n: 1 <= n < 10**9 and n == int(n),
+    ),
+    "call_bias": Family(
+        "b",
+        "a relay with this bias on calling: any number, such as call_bias_-2",
+        lambda bias: _relay_with(call_bias=bias),
+        math.isfinite,
+    ),
+    "random_router": Family(
+        "p",
+        "this share of the problems to the teacher: 0 to 1, such as random_router_0.3",
+        _random_router,
+        lambda share: 0 <= share <= 1,
+    ),
+    "random_tokens": Family(
+        "q",
+        "each token from the teacher with this probability: 0 to 1, such as random_tokens_0.1",
+        _random_tokens,
+        lambda probability: 0 <= probability <= 1,
+    ),
+    "citer": Family(
+        "t",
+        "the teacher for each token whose score is below this threshold: 0 to 1, such as citer_0.9",
+        _citer,
+        lambda threshold: 0 <= threshold <= 1,
+        has_router=True,
+    ),
+}
+"""Methods with a number in their name, by what stands in front of it."""
+
+_NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
+
+
+def family_of(name: str) -> tuple[str, float] | None:
+    """The family and the number of a method's name, `None` for a method without one."""
+    family, _, number = name.rpartition("_")
+    return (family, float(number)) if family in FAMILIES and _NUMBER.fullmatch(number) else None
+
+
+def known_methods() -> str:
+    """All methods' names, for messages."""
+    return ", ".join([*METHODS, *(f"{name}_{family.symbol}" for name, family in FAMILIES.items())])
 
 
 def load_method(name: str) -> Method:
-    """The method called `name`: one of [`METHODS`], `fixed_n`, such as `"fixed_16"`, or `citer_t`, such as `"citer_0.9"`.
+    """The method called `name`: one of [`METHODS`], or one of [`FAMILIES`] with its number, such as `"fixed_16"`.
 
     Raises:
         ValueError: there is no such method.
     """
     if name in METHODS:
         return METHODS[name]
-    match = re.fullmatch(r"citer_(0?\.[0-9]{1,8}|[01](?:\.0)?)", name)
-    if match is not None:
-        return Method(name, _citer(float(match[1])), has_teacher=True, has_router=True)
-    match = re.fullmatch(r"fixed_([1-9][0-9]{0,8})", name)
-    if match is None:
+    found = family_of(name)
+    if found is None or not FAMILIES[found[0]].is_valid(found[1]):
+        named = FAMILIES.get(name.rpartition("_")[0])
+        hint = f" ({named.meaning})" if named else ""
         raise ValueError(
-            f"Unknown method {name!r}; known are {', '.join(METHODS)}, fixed_n with a number of at least 1 for n, such as "
-            "fixed_4, and citer_t with a threshold from 0 to 1, such as citer_0.9."
+            f"Unknown method {name!r}{hint}; known are {known_methods()}, with a number for the last letter."
         )
-    return Method(name, _fixed(int(match[1])), has_teacher=True)
+    family = FAMILIES[found[0]]
+    return Method(name, family.make(found[1]), has_teacher=True, has_router=family.has_router)
 
 
 def load_methods(names: Iterable[str]) -> list[Method]:
@@ -160,5 +254,5 @@ def load_methods(names: Iterable[str]) -> list[Method]:
     """
     methods = [load_method(name) for name in dict.fromkeys(names)]
     if not methods:
-        raise ValueError(f"methods is empty; name at least one of {', '.join(METHODS)} fixed_n and citer_t.")
+        raise ValueError(f"methods is empty; name at least one of {known_methods()}.")
     return methods

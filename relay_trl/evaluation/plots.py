@@ -1,12 +1,11 @@
-"""Pictures of a result: how accuracy and the teacher's share went over training, and accuracy against that share.
+"""Pictures of a result: accuracy against the teacher's share, with curves, the random router and the Pareto front.
 
-Owns curves, colours and how a figure is saved. The numbers come from the trainer's log and from `statistics.py`.
+Owns colours, style and how a figure is saved. The numbers are `summaries.py`'s.
 """
 
-import io
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,17 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from .statistics import Summary
+from .methods import FAMILIES, family_of
+from .summaries import Summary
 
 COLORS = ("#2f7fe0", "#e0722f", "#2f9e57", "#a066d3", "#c9a227", "#d6487e", "#23a3a8", "#8c7a6b")
 """Of one run or method each; readable on white and on black."""
 
 _INK = "#3b4048"  # text and axes; a page replaces it by its own text colour
-_SMOOTHING = 0.06  # of the steps, in the running mean
+_STRIP = 0.3  # shares below this one get a panel of their own
 
 # Text stays text, and the same figure gives the same file.
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "relay_trl",
     "text.parse_math": False,  # a label may hold a dollar sign
@@ -46,102 +46,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def read_log(path: str | Path) -> list[dict]:
-    """The `log_history` of a training.
-
-    Args:
-        path (`str` or `Path`): a `trainer_state.json`, or a trainer's output folder; there its own or, without one, that
-            of the latest checkpoint is read.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file has no `log_history`.
-    """
-    path = Path(path)
-    if path.is_dir():
-        checkpoints = sorted(path.glob("checkpoint-*/trainer_state.json"), key=_step_of)
-        found = [file for file in (*checkpoints, path / "trainer_state.json") if file.exists()]
-        if not found:
-            raise FileNotFoundError(
-                f"{path} has no trainer_state.json, nor has a checkpoint in it; name another folder."
-            )
-        path = found[-1]
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(state, dict) or "log_history" not in state:
-        raise ValueError(f"{path} has no log_history; give the trainer_state.json that a trainer wrote.")
-    return state["log_history"]
-
-
-def find_logs(folders: Sequence[str] | None, student: str) -> dict[str, list[dict]]:
-    """The log histories of `folders` by their last names; without any, the student's own, if it has one."""
-    if folders is None:
-        folders = [student] if (Path(student) / "trainer_state.json").is_file() else []
-    return {Path(folder).name: read_log(folder) for folder in folders}
-
-
-def _step_of(path: Path) -> int:
-    digits = path.parent.name.rpartition("-")[2]
-    return int(digits) if digits.isdigit() else -1
-
-
-def plot_training(logs: Mapping[str, Sequence[dict]]) -> Figure | None:
-    """Accuracy, and below it rho and the call rate, over the training steps.
-
-    Args:
-        logs (`Mapping[str, Sequence[dict]]`): a log history ([`read_log`]) per run, by what the legend calls it. Points on
-            the curves are evaluations on the validation rows.
-
-    Returns:
-        `Figure` or `None`: `None` where no log has `relay/` metrics.
-    """
-    if not any(_series(log, "relay/accuracy")[0].size for log in logs.values()):
-        return None
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(6.0, 5.0), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        for (name, log), color in zip(logs.items(), _colors(len(logs)), strict=True):
-            _draw(upper, log, "relay/accuracy", color, name)
-            _draw(lower, log, "relay/teacher_share", color, f"{name}: teacher share (rho)")
-            _draw(lower, log, "relay/call_rate", color, f"{name}: call rate", linestyle=(0, (4, 2)))
-        upper.set_ylabel("accuracy")
-        lower.set_ylabel("share")
-        lower.set_xlabel("training step")
-        for axes in (upper, lower):
-            axes.set_ylim(0, 1.02)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axes.legend(loc="best", fontsize=8)
-    return figure
-
-
-def _draw(axes, log: Sequence[dict], key: str, color: str, label: str, linestyle: Any = "-") -> None:
-    steps, values = _series(log, key)
-    if steps.size == 0:
-        return
-    width = max(1, round(len(values) * _SMOOTHING))
-    if width > 1:
-        axes.plot(steps, values, color=color, alpha=0.35, linewidth=0.8)
-    axes.plot(steps, _running_mean(values, width), color=color, linewidth=1.8, linestyle=linestyle, label=label)
-    evaluated = _series(log, f"eval_{key}")
-    if evaluated[0].size:
-        axes.plot(*evaluated, "o", color=color, markersize=4)
-
-
-def _series(log: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(entry["step"], entry[key]) for entry in log if "step" in entry and entry.get(key) is not None]
-    return np.array([step for step, _ in points]), np.array([value for _, value in points], dtype=float)
-
-
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of the `width` values around each; fewer at the ends."""
-    total = np.concatenate([[0.0], np.nancumsum(values)])
-    first = np.maximum(np.arange(len(values)) - (width - 1) // 2, 0)
-    last = np.minimum(np.arange(len(values)) + width // 2 + 1, len(values))
-    return (total[last] - total[first]) / (last - first)
-
-
 def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
     """Accuracy with its 95 % interval against the teacher's share of all tokens, one panel per benchmark, with the line
-    of the random router from the student to the teacher: a method is worth its teacher above that line.
+    of the random router from the student to the teacher: a method is worth its teacher above that line. Methods of one
+    family (`call_bias_b` with the relay itself, `citer_t`, ...) are joined to a curve, and the Pareto front is drawn: the
+    methods that no other beats in both. Where all but the teacher lie in a narrow strip, a second panel shows it.
 
     Returns:
         `Figure` or `None`: `None` without any answer.
@@ -150,34 +59,28 @@ def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
     benchmarks = list(dict.fromkeys(summary.benchmark for summary in known))
     if not known:
         return None
-    labels = list(dict.fromkeys(summary.label for summary in known))
-    colors = dict(zip(labels, _colors(len(labels)), strict=True))
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(6.0, 3.6 * len(benchmarks) + 0.9), layout="constrained")
-        for row, benchmark in enumerate(benchmarks):
-            axes = figure.add_subplot(len(benchmarks), 1, row + 1)
-            shown = [summary for summary in known if summary.benchmark == benchmark]
-            firsts = {summary.method: summary.accuracy or 0.0 for summary in reversed(shown)}
-            if {"student", "teacher"} <= set(firsts):
-                ends = [firsts["student"], firsts["teacher"]]
-                axes.plot([0.0, 1.0], ends, "--", color=_INK, linewidth=1, zorder=1, label="random router")
-            for summary in shown:
-                accuracy, low, high = (value or 0.0 for value in (summary.accuracy, summary.low, summary.high))
-                axes.errorbar(
-                    [summary.token_share],
-                    [accuracy],
-                    yerr=np.maximum([[accuracy - low], [high - accuracy]], 0),
-                    fmt="o",
-                    color=colors[summary.label],
-                    markersize=7,
-                    capsize=3,
-                    label=summary.label,
-                )
-            axes.set_title(benchmark, loc="left", fontsize=10)
+    names = list(dict.fromkeys(_curve_of(summary) or summary.label for summary in known))
+    colors = dict(zip(names, colors_of(len(names)), strict=True))
+    panels = []
+    for benchmark in benchmarks:
+        shown = [summary for summary in known if summary.benchmark == benchmark]
+        panels.append((benchmark, shown, 1.0))
+        shares = [s.token_share for s in shown if s.token_share < 1 and not s.method.startswith("random_router")]
+        if shares and 0 < max(shares) < _STRIP:
+            panels.append((f"{benchmark}, the left strip", shown, 1.2 * max(shares)))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.0, 3.6 * len(panels) + 0.9), layout="constrained")
+        for row, (title, shown, right) in enumerate(panels):
+            axes = figure.add_subplot(len(panels), 1, row + 1)
+            _draw_router(axes, shown)
+            _draw_front(axes, shown)
+            for name in dict.fromkeys(_curve_of(s) or s.label for s in shown):
+                _draw_method(axes, name, _points_of(name, shown), colors[name])
+            axes.set_title(title, loc="left", fontsize=10)
             axes.set_xlabel("teacher's share of all tokens")
             axes.set_ylabel("accuracy")
-            axes.set_xlim(-0.03, 1.03)
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.set_xlim(-0.03 * right, 1.03 * right)
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if right > 0.1 else 1))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         # One legend for all panels; by label, as a method stands in several of them.
         pairs = [axes.get_legend_handles_labels() for axes in figure.axes]
@@ -186,7 +89,70 @@ def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
     return figure
 
 
-def _colors(count: int) -> list[str]:
+def _curve_of(summary: Summary) -> str | None:
+    """What a method's curve is called; `None` for a method that is on none."""
+    found = family_of(summary.method)
+    if found is None:
+        return None
+    prefix = summary.label.removesuffix(summary.method)  # "run: " where labels have it
+    return f"{prefix}{found[0]}_{FAMILIES[found[0]].symbol}"
+
+
+def _points_of(name: str, shown: Sequence[Summary]) -> list[Summary]:
+    """The methods on a curve, by their numbers; a curve of `call_bias` goes through the relay itself, whose bias is 0."""
+    points = [s for s in shown if (_curve_of(s) or s.label) == name]
+    if _curve_of(points[0]) and (family_of(points[0].method) or "")[0] == "call_bias":
+        points += [s for s in shown if s.method == "relay" and s.run == points[0].run]
+    return sorted(points, key=lambda s: (family_of(s.method) or ("", 0.0))[1])
+
+
+def _draw_router(axes, shown: Sequence[Summary]) -> None:
+    ends = {summary.method: summary for summary in reversed(shown)}
+    if {"student", "teacher"} <= set(ends):
+        accuracies = [ends[name].accuracy or 0.0 for name in ("student", "teacher")]
+        axes.plot([0.0, 1.0], accuracies, "--", color=_INK, linewidth=1, zorder=1, label="random router")
+
+
+def pareto_front(summaries: Sequence[Summary]) -> list[Summary]:
+    """Those that no other one beats in accuracy at the same or a smaller share of teacher tokens, by growing share."""
+    front: list[Summary] = []
+    for summary in sorted(summaries, key=lambda s: (s.token_share, -(s.accuracy or 0.0))):
+        if not front or (summary.accuracy or 0.0) > (front[-1].accuracy or 0.0):
+            front.append(summary)
+    return front
+
+
+def _draw_front(axes, shown: Sequence[Summary]) -> None:
+    front = pareto_front(shown)
+    if len(front) > 1:
+        xs, ys = [s.token_share for s in front], [s.accuracy or 0.0 for s in front]
+        axes.step(xs, ys, where="post", color=_INK, alpha=0.35, linewidth=4, zorder=0, label="Pareto front")
+
+
+def _draw_method(axes, name: str, points: Sequence[Summary], color: str) -> None:
+    xs, ys = [s.token_share for s in points], np.array([s.accuracy or 0.0 for s in points])
+    low, high = (
+        np.array([y if v is None else v for v, y in zip(values, ys, strict=True)]) for values in _bounds(points)
+    )
+    axes.errorbar(
+        xs,
+        ys,
+        yerr=np.maximum([ys - low, high - ys], 0),
+        fmt="o-" if len(points) > 1 else "o",
+        color=color,
+        markersize=5 if len(points) > 1 else 7,
+        linewidth=1.2,
+        capsize=3,
+        label=name,
+    )
+
+
+def _bounds(points: Sequence[Summary]) -> tuple[list[float | None], list[float | None]]:
+    return [s.low for s in points], [s.high for s in points]
+
+
+def colors_of(count: int) -> list[str]:
+    """A colour for each of so many; they repeat beyond eight."""
     return [COLORS[i % len(COLORS)] for i in range(count)]
 
 
@@ -195,24 +161,31 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(paths[0], dpi=160, facecolor="white")
+        figure.set_layout_engine("none")  # laid out once, for both
         figure.savefig(paths[1], metadata={"Date": None})
     return paths
 
 
-def inline_svg(figure: Figure, title: str) -> str:
-    """The figure as an `<svg>` element for a page: no outside references, text and axes in the page's own colour.
+def inline_svg(path: str | Path, title: str) -> str:
+    """A saved figure as an `<svg>` element for a page: no outside references, text and axes in the page's own colour.
 
     Args:
+        path (`str` or `Path`): the `.svg` file of [`save_figure`].
         title (`str`): what a screen reader says.
     """
-    buffer = io.StringIO()
-    with rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title})
-    svg = buffer.getvalue()
+    svg = Path(path).read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     # Its size in points would overflow a phone; the viewBox keeps the shape.
     svg = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r'\1 role="img"', svg, count=1)
+    svg = re.sub(r"<svg\b[^>]*>", lambda tag: f"{tag[0]}<title>{escape(title)}</title>", svg, count=1)
+    svg = _with_own_ids(svg, Path(path).stem)
     return re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
+
+
+def _with_own_ids(svg: str, prefix: str) -> str:
+    """Several figures stand on one page: their ids must not meet."""
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)

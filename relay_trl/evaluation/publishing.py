@@ -1,17 +1,19 @@
 """What evaluations and a training's log contribute to a model's card: rows of results, pictures, and notes on them.
 
-Owns which figures are shown. Their formulas are `statistics.py`'s, the card's words `hub.py`'s.
+Owns which figures are shown. The numbers are `summaries.py`'s, the card's words `hub.py`'s.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.sources import SOURCES
+from ..data.registry import SOURCES
 from .answers import read_run
-from .plots import plot_shares, plot_training, read_log, save_figure
-from .report import notes
-from .statistics import Summary, summarize
+from .plots import plot_shares, save_figure
+from .results import summarize
+from .summaries import Summary
+from .tables import notes
+from .training_plots import plot_training, read_log
 
 
 def card_contents(model: str, evaluations: Sequence[str], folder: str | Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Results as people read them: tables for the terminal, Markdown and JSON, and the folder with plots and page.
+"""A result as people get it: tables for the terminal, Markdown, LaTeX and JSON, and the folder with plots and pages.
 
-Owns columns and wording. The numbers are `statistics.py`'s, the pictures `plots.py`'s, the page `pages.py`'s.
+Owns formats and files. What the tables say is `tables.py`'s business, the pictures are `plots.py`'s, the pages `pages.py`'s.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -15,88 +16,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .answers import Run
-from .pages import render_page
-from .plots import inline_svg, plot_shares, plot_training, save_figure
-from .statistics import Summary, summarize
-
-NOTES = (
-    "Accuracy: mean over problems, with a bootstrap 95 % interval over problems.",
-    "Teacher share (rho): teacher tokens / completion tokens without commands, averaged over answers. Teacher tokens: "
-    "teacher tokens / all tokens, commands included, over the run (the paper's figure). Called: share of answers with a "
-    "well-formed command, answered or not; calls each: such commands per answer.",
-    "Gap rec.: gap recovered, the share of the way from the student's to the teacher's accuracy; a random router of "
-    "equal accuracy sends this share of the problems to the teacher. Cost red.: cost reduction, 1 - teacher tokens / "
-    "that share.",
-)
-FAILURE_NOTE = (
-    "Failed: answers that a failing teacher cut off. They are neither right nor wrong and count in no other column."
-)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts.
-
-    Args:
-        title (`str`).
-        columns (`list[str]`): the first one holds names, the others numbers.
-        rows (`list[list[str]]`).
-    """
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent, without the sign, and `-` where there is none."""
-    return "-" if value is None else f"{100 * value:.{digits}f}"
-
-
-def results_tables(summaries: Sequence[Summary]) -> list[Table]:
-    """One table per benchmark with a row per method, and one by kind where its problems have kinds."""
-    tables = []
-    for benchmark in dict.fromkeys(summary.benchmark for summary in summaries):
-        shown = [summary for summary in summaries if summary.benchmark == benchmark]
-        tables.append(_main_table(benchmark, shown))
-        kinds = sorted({kind for summary in shown for kind in summary.by_kind})
-        if kinds:
-            tables.append(_kind_table(benchmark, shown, kinds))
-    return tables
-
-
-def _main_table(benchmark: str, shown: Sequence[Summary]) -> Table:
-    columns = {
-        "method": lambda s: s.label,
-        "acc. %": lambda s: percent(s.accuracy),
-        "95\u00a0% interval": lambda s: "-" if s.low is None else f"{100 * s.low:.1f}-{100 * s.high:.1f}",
-        "teacher share %": lambda s: percent(s.teacher_share if s.answers else None),
-        "teacher tokens %": lambda s: percent(s.token_share if s.answers else None),
-        "called %": lambda s: percent(s.call_rate if s.answers else None, 0),
-        "calls each": lambda s: f"{s.calls_per_answer:.2f}" if s.answers else "-",
-        "gap rec. %": lambda s: percent(s.gap_recovered),
-        "cost red. %": lambda s: percent(s.cost_reduction),
-    }
-    if any(summary.failures for summary in shown):
-        columns["failed"] = lambda s: str(s.failures)
-    problems = max(summary.problems for summary in shown)
-    rows = [[show(summary) for show in columns.values()] for summary in shown]
-    return Table(f"{benchmark}, {problems} problems", list(columns), rows)
-
-
-def _kind_table(benchmark: str, shown: Sequence[Summary], kinds: Sequence[str]) -> Table:
-    def cell(summary: Summary, kind: str) -> str:
-        found = summary.by_kind.get(kind)
-        return "-" if found is None else f"{percent(found.accuracy)} / {percent(found.call_rate, 0)}"
-
-    rows = [[summary.label, *(cell(summary, kind) for kind in kinds)] for summary in shown]
-    title = f"{benchmark}, by kind of problem: accuracy % / answers that called %"
-    return Table(title, ["method", *kinds], rows)
-
-
-def notes(summaries: Sequence[Summary]) -> list[str]:
-    """What the columns mean, one sentence each."""
-    return [*NOTES, *([FAILURE_NOTE] if any(summary.failures for summary in summaries) else [])]
+from .call_plots import called_answers, plot_difficulty, plot_lengths, plot_places
+from .costs import NO_PRICES, PriceTable
+from .pages import write_pages
+from .plots import inline_svg, plot_shares, save_figure
+from .results import Results, evaluate_runs
+from .summaries import Summary
+from .tables import Table, all_tables, headline_table, notes, papers_table, results_tables
+from .training_plots import plot_training
+from .verdict import sentences
 
 
 def print_results(summaries: Sequence[Summary], console: Console | None = None) -> None:
@@ -127,25 +55,90 @@ def print_results(summaries: Sequence[Summary], console: Console | None = None) 
             )
 
 
-def to_markdown(summaries: Sequence[Summary]) -> str:
-    """The tables and the notes as Markdown."""
+def to_markdown(results: Results) -> str:
+    """Verdict, tables and notes as Markdown."""
     parts = []
-    for table in results_tables(summaries):
-        rule = ["---", *["---:"] * (len(table.columns) - 1)]
-        lines = [_markdown_row(table.columns), _markdown_row(rule), *map(_markdown_row, table.rows)]
-        parts.append(f"**{table.title}**\n\n" + "\n".join(lines))
-    parts.append("\n".join(f"- {note}" for note in notes(summaries)))
+    verdicts = sentences(results.summaries)
+    if verdicts:
+        parts.append("\n".join(f"- {' '.join(sentence.split())}" for sentence in verdicts))
+    parts += [_markdown_table(table) for table in every_table(results)]
+    parts.append("\n".join(f"- {note}" for note in notes(results.summaries)))
     return "\n\n".join(parts) + "\n"
+
+
+def every_table(results: Results) -> list[Table]:
+    """All tables, with the headline figures' intervals behind the main ones."""
+    headlines = headline_table(results.summaries)
+    return [*all_tables(results), *([headlines] if headlines else [])]
+
+
+def _markdown_table(table: Table) -> str:
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    lines = [_markdown_row(table.columns), _markdown_row(rule), *map(_markdown_row, table.rows)]
+    return f"**{table.title}**\n\n" + "\n".join(lines)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
-def to_json(summaries: Sequence[Summary], runs: Sequence[Run] = ()) -> str:
-    """The summaries, and the settings of the runs that they come from, as JSON."""
-    settings = {run.name: run.settings for run in runs}
-    return json.dumps({"results": [asdict(summary) for summary in summaries], "settings": settings}, indent=2) + "\n"
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u00a0": "~"}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": r"\textless{}", ">": r"\textgreater{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split(" ")))
+
+
+def to_latex(results: Results) -> str:
+    """The paper's table and the one of each benchmark, for a document that uses `booktabs`."""
+    summaries = results.summaries
+    tables = [papers_table(summaries), *results_tables(summaries)]
+    return "\n\n".join(_latex_table(table) for table in tables) + "\n"
+
+
+def _latex_table(table: Table) -> str:
+    def row(cells: Sequence[str]) -> str:
+        return "  " + " & ".join(_latex(re.sub(r"\s*\n\s*", " ", cell)) for cell in cells) + r" \\"
+
+    body = [row(table.columns), r"  \midrule", *map(row, table.rows)]
+    columns = "l" + "r" * (len(table.columns) - 1)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_latex(table.title)}}}",
+            rf"  \begin{{tabular}}{{{columns}}}",
+            r"  \toprule",
+            *body,
+            r"  \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def to_json(results: Results, runs: Sequence[Run] = ()) -> str:
+    """Summaries, comparisons, and the settings of the runs that they come from, as JSON."""
+    compared = [
+        {"benchmark": benchmark, "first": first, "second": second, **asdict(comparison)}
+        for benchmark, first, second, comparison in results.comparisons
+    ]
+    data = {
+        "results": [_finite(asdict(summary)) for summary in results.summaries],
+        "comparisons": compared,
+        "settings": {run.name: run.settings for run in runs},
+    }
+    return json.dumps(data, indent=2) + "\n"
+
+
+def _finite(value):
+    """JSON has no infinity: a bound of minus infinity becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if value == float("-inf") else value
 
 
 def write_report(
@@ -155,34 +148,44 @@ def write_report(
     title: str = "Relay evaluation",
     max_answers: int = 1500,
     seed: int = 0,
+    costs: PriceTable = NO_PRICES,
+    published: Sequence[Summary] = (),
 ) -> list[Summary]:
-    """Writes `results.md`, `results.json`, `shares.png|svg`, `training.png|svg` and the page `rollouts.html`.
+    """Writes `results.md`, `results.tex`, `results.json`, the plots as PNG and SVG, `report.html` and the pages of
+    rollouts.
 
     Args:
-        runs (`Sequence[Run]`): as read by [`read_run`]; the untrained student's first, see [`summarize`].
+        runs (`Sequence[Run]`): as read by [`read_run`]; the untrained student's first, see [`evaluate_runs`].
         output_dir (`str` or `Path`): made if it does not exist.
         logs (`Mapping[str, Sequence[dict]]`, *optional*): log histories by name, see [`plot_training`].
         title (`str`): of the page.
-        max_answers (`int`, defaults to `1500`): on the page; whole problems, evenly spaced, are left out beyond it.
+        max_answers (`int`, defaults to `1500`): on the pages; whole problems, evenly spaced, are left out beyond it.
         seed (`int`, defaults to `0`): of the bootstrap.
+        costs ([`PriceTable`]): parameters and prices.
+        published (`Sequence[Summary]`): figures without answers, see [`~evaluation.published.read_published`].
 
     Returns:
         `list[Summary]`: what the tables show, for [`print_results`].
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    summaries = summarize(runs, seed)
+    found = evaluate_runs(runs, seed, costs)
+    results = Results([*published, *found.summaries], found.comparisons)
+    called = called_answers(runs, found.summaries)
     figures = {
+        "shares": (plot_shares(results.summaries), "Accuracy against the teacher's share of all tokens"),
+        "difficulty": (plot_difficulty(results.summaries), "Answers that called, by who solves the problem alone"),
+        "lengths": (plot_lengths(called), "Tokens asked for and tokens delivered, by call"),
+        "places": (plot_places(called), "Where in an answer calls happen"),
         "training": (plot_training(logs or {}), "Accuracy and teacher share over the training steps"),
-        "shares": (plot_shares(summaries), "Accuracy against the teacher's share of all tokens"),
     }
     drawings = []
     for name, (figure, caption) in figures.items():
         if figure is not None:
-            save_figure(figure, folder / name)
-            drawings.append((inline_svg(figure, caption), caption))
-    (folder / "results.md").write_text(to_markdown(summaries), encoding="utf-8")
-    (folder / "results.json").write_text(to_json(summaries, runs), encoding="utf-8")
-    page = render_page(runs, results_tables(summaries), notes(summaries), drawings, summaries, title, max_answers)
-    (folder / "rollouts.html").write_text(page, encoding="utf-8")
-    return summaries
+            *_, svg = save_figure(figure, folder / name)
+            drawings.append((inline_svg(svg, caption), caption))
+    (folder / "results.md").write_text(to_markdown(results), encoding="utf-8")
+    (folder / "results.tex").write_text(to_latex(results), encoding="utf-8")
+    (folder / "results.json").write_text(to_json(results, runs), encoding="utf-8")
+    write_pages(folder, runs, results, every_table(results), drawings, title, max_answers)
+    return results.summaries

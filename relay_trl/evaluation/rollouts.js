@@ -8,7 +8,7 @@ function apply() {
   let shown = 0;
   let total = 0;
   for (const problem of problems) {
-    const isKind = fits("kind", problem.dataset.kind);
+    const isKind = fits("kind", problem.dataset.kind) && fits("benchmark", problem.dataset.benchmark);
     let inside = 0;
     for (const article of problem.querySelectorAll("article")) {
       const { method, verdict, called } = article.dataset;

@@ -107,6 +107,7 @@ def evaluate(
     seed: int = 0,
     max_in_flight: int = 256,
     has_progress: bool = True,
+    part: tuple[int, int] = (0, 1),
 ) -> None:
     """Fills `answers` with what is still missing in it.
 
@@ -121,6 +122,7 @@ def evaluate(
         seed (`int`, defaults to `0`).
         max_in_flight (`int`, defaults to `256`): rollouts at a time.
         has_progress (`bool`, defaults to `True`): whether to draw a bar per method on standard error.
+        part (`tuple[int, int]`, defaults to `(0, 1)`): `(k, n)` asks the k-th of n parts of the answers.
 
     Raises:
         EngineError: the student failed. What was answered before is in the file.
@@ -129,17 +131,21 @@ def evaluate(
     lonely = [method.name for method in methods if method.has_teacher and teacher is None]
     if lonely:
         raise ValueError(f"The methods {', '.join(lonely)} ask the teacher, but there is none; set `teacher`.")
-    jobs = [
+    mine = [
         _Job(method, index, sample)
         for method in methods
         for sample in range(samples)
         for index in range(len(problems.rows))
-        if (method.name, problems.benchmark, index, sample) not in answers.done
+        if (sample * len(problems.rows) + index) % part[1] == part[0]
     ]
-    total = len(methods) * samples * len(problems.rows)
-    if len(jobs) < total:
-        logger.warning(f"{answers.path}: {total - len(jobs)} of {total} answers are there already and are kept.")
-    board = _Board(methods, samples * len(problems.rows), jobs, is_shown=has_progress)
+    jobs = [job for job in mine if (job.method.name, problems.benchmark, job.index, job.sample) not in answers.done]
+    if len(jobs) < len(mine):
+        logger.warning(
+            f"{answers.path}: {len(mine) - len(jobs)} of {len(mine)} answers are there already and are kept."
+        )
+    if not jobs:
+        return
+    board = _Board(methods, len(mine) // len(methods), jobs, is_shown=has_progress)
 
     async def ask(job: _Job) -> Answer:
         row = problems.rows[job.index]

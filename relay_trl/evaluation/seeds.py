@@ -1,6 +1,6 @@
 """Several seeds of one setting in one row: means, how far the seeds lie apart, and the uncertainty of the problems.
 
-Owns the table of `recipes/reproduce.py`. The numbers of one run are `statistics.py`'s.
+Owns the table of `recipes/reproduce.py`. The numbers of one run are `summaries.py`'s.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .answers import Run, read_run
-from .statistics import Summary, summarize
+from .results import summarize
+from .summaries import Summary
 
 COLUMNS = {
     "accuracy %": "accuracy",

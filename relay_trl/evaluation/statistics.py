@@ -1,84 +1,17 @@
-"""What the answers add up to: accuracy with its uncertainty, the teacher's share, calls, and the paper's headline figures.
+"""The figures of a comparison: the paper's headlines, bootstrap intervals, paired tests, pass@k.
 
-Owns the numbers of a report; how they are shown is `report.py`'s business. Seeds in, same numbers out.
+Owns the formulas, on plain arrays with one row per problem. What the answers add up to is `summaries.py`'s business. Seeds
+in, same numbers out.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..trace import Outcome
-from .answers import Answer, Run
-
 BOOTSTRAP_ROUNDS = 10_000
 _CHUNK = 4_000_000  # resampled numbers held in memory at a time
-
-
-@dataclass(frozen=True)
-class KindSummary:
-    """Answers to the problems of one kind.
-
-    Args:
-        answers (`int`): teacher failures left out.
-        accuracy (`float`), call_rate (`float`), teacher_share (`float`): as in [`Summary`].
-    """
-
-    answers: int
-    accuracy: float
-    call_rate: float
-    teacher_share: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One method on one benchmark in one run. Rollouts whose teacher failed count in `failures` and nowhere else.
-
-    Args:
-        run (`str`), benchmark (`str`), method (`str`).
-        label (`str`): what reports call it.
-        problems (`int`): with at least one answer.
-        answers (`int`): failures left out.
-        failures (`int`): rollouts that the teacher's failure ended.
-        accuracy (`float`, *optional*): mean over problems of each one's share of right answers; `None` without answers.
-        standard_error (`float`, *optional*): of the accuracy, over problems; `None` with fewer than two.
-        low, high (`float`, *optional*): bootstrap 95 % interval of the accuracy, over problems.
-        teacher_share (`float`): rho, averaged over answers: teacher tokens / completion tokens without commands.
-        token_share (`float`): the paper's figure: teacher tokens / all tokens, over the whole run.
-        call_rate (`float`): share of answers with at least one well-formed command, answered or not.
-        calls_per_answer (`float`): well-formed commands per answer.
-        requested, delivered (`float`, *optional*): tokens asked for and received by an answered call, medians (one absurd n
-            moves a mean anywhere); `None` without such calls.
-        denied (`int`), malformed (`int`): commands beyond a limit, and commands that are none.
-        tokens_per_answer (`float`): completion tokens, commands and the teacher's included.
-        by_kind (`dict[str, KindSummary]`): empty where the data has no kinds.
-        gap_recovered (`float`, *optional*): see [`gap_recovered`]; `None` for the two ends of the gap and without them.
-        cost_reduction (`float`, *optional*): see [`cost_reduction`], from `token_share`.
-    """
-
-    run: str
-    benchmark: str
-    method: str
-    label: str
-    problems: int
-    answers: int
-    failures: int
-    accuracy: float | None = None
-    standard_error: float | None = None
-    low: float | None = None
-    high: float | None = None
-    teacher_share: float = 0.0
-    token_share: float = 0.0
-    call_rate: float = 0.0
-    calls_per_answer: float = 0.0
-    requested: float | None = None
-    delivered: float | None = None
-    denied: int = 0
-    malformed: int = 0
-    tokens_per_answer: float = 0.0
-    by_kind: dict[str, KindSummary] = field(default_factory=dict)
-    gap_recovered: float | None = None
-    cost_reduction: float | None = None
 
 
 def gap_recovered(accuracy: float, student: float, teacher: float) -> float | None:
@@ -106,131 +39,154 @@ def cost_reduction(teacher_share: float, gap: float) -> float | None:
     return 1.0 - teacher_share / min(gap, 1.0) if gap > 0 else None
 
 
+def resampled_means(table: np.ndarray, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -> np.ndarray:
+    """Means of columns over problems drawn with replacement, the same problems for all columns: shape (rounds, K) from
+    a table of shape (P, K).
+    """
+    table = np.asarray(table, dtype=float)
+    problems = len(table)
+    rng = np.random.default_rng(seed)
+    return np.concatenate([_counts(rng, problems, size) @ table / problems for size in _chunks(rounds, problems)])
+
+
+def _chunks(rounds: int, problems: int) -> Iterator[int]:
+    step = max(1, _CHUNK // problems)
+    for done in range(0, rounds, step):
+        yield min(step, rounds - done)
+
+
+def _counts(rng: np.random.Generator, problems: int, rounds: int) -> np.ndarray:
+    """How often each problem is drawn in each round, shape (rounds, P)."""
+    drawn = rng.integers(problems, size=(rounds, problems))
+    flat = (drawn + problems * np.arange(rounds)[:, None]).ravel()
+    return np.bincount(flat, minlength=rounds * problems).reshape(rounds, problems).astype(float)
+
+
+def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    """The percentile interval of bootstrap values; `None` where more than half of them do not exist (NaN)."""
+    known = values[~np.isnan(values)]
+    if 2 * len(known) < len(values):
+        return None
+    # Without interpolation, which has no meaning between a number and minus infinity.
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    return float(low), float(high)
+
+
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, level: float = 0.95, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean of `values`, shape (P,), one per problem."""
-    array = np.asarray(values, dtype=float)
-    rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // len(array))
-    means = np.concatenate(
-        [
-            array[rng.integers(len(array), size=(min(step, rounds - done), len(array)))].mean(axis=1)
-            for done in range(0, rounds, step)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    column = np.asarray(values, dtype=float)[:, None]
+    found = interval_of(resampled_means(column, rounds, seed)[:, 0], level)
+    assert found is not None  # means of numbers exist
+    return found
 
 
-def summarize(runs: Iterable[Run], seed: int = 0) -> list[Summary]:
-    """One summary per run, benchmark and method, in the order in which they come.
-
-    Gap recovered and cost reduction are measured against the first `student` and the first `teacher` of the same
-    benchmark, in whichever run: put the untrained student's run first.
+@dataclass(frozen=True)
+class Headline:
+    """Gap recovered and cost reduction with 95 % bootstrap intervals over problems.
 
     Args:
-        runs (`Iterable[Run]`): files read by [`~evaluation.answers.read_run`].
-        seed (`int`, defaults to `0`): of the bootstrap.
-
-    Raises:
-        ValueError: two runs have one name.
+        gap, gap_interval: [`gap_recovered`]; `None` without a gap.
+        reduction, reduction_interval: [`cost_reduction`]; `None` where it has no meaning.
     """
-    runs = list(runs)
-    names = [run.name for run in runs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"Two runs are called {twice!r}; give each its own name where they are read (read_run).")
-    summaries = []
-    for run in runs:
-        groups: dict[tuple[str, str], list[Answer]] = {}
-        for answer in run.answers:
-            groups.setdefault((answer.benchmark, answer.method), []).append(answer)
-        for (benchmark, method), answers in groups.items():
-            label = run.labels.get(method, method)
-            summaries.append(_summarize_method(run.name, benchmark, method, label, answers, seed))
-    return _with_headlines(_with_distinct_labels(summaries))
+
+    gap: float | None = None
+    gap_interval: tuple[float, float] | None = None
+    reduction: float | None = None
+    reduction_interval: tuple[float, float] | None = None
 
 
-def _summarize_method(
-    run: str, benchmark: str, method: str, label: str, everything: list[Answer], seed: int
-) -> Summary:
-    answers = [answer for answer in everything if answer.correct is not None]
-    summary = Summary(run, benchmark, method, label, 0, len(answers), len(everything) - len(answers))
-    if not answers:
-        return summary
-    by_problem: dict[int, list[bool]] = {}
-    by_kind: dict[str, list[Answer]] = {}
-    for answer in answers:
-        by_problem.setdefault(answer.index, []).append(bool(answer.correct))
-        if answer.kind is not None:
-            by_kind.setdefault(answer.kind, []).append(answer)
-    scores = np.array([np.mean(by_problem[index]) for index in sorted(by_problem)])
-    low, high = bootstrap_interval(scores, seed=seed)
-    traces = [answer.trace for answer in answers]
-    calls = [call for trace in traces for call in trace.calls]
-    answered = [call for call in calls if call.outcome is Outcome.ANSWERED]
-    total = sum(trace.num_tokens for trace in traces)
-    return replace(
-        summary,
-        problems=len(scores),
-        accuracy=float(scores.mean()),
-        standard_error=float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else None,
-        low=low,
-        high=high,
-        teacher_share=_mean(trace.teacher_share for trace in traces),
-        token_share=sum(trace.teacher_tokens for trace in traces) / total if total else 0.0,
-        call_rate=_mean(trace.has_called for trace in traces),
-        calls_per_answer=len(calls) / len(traces),
-        requested=float(np.median([call.requested for call in answered])) if answered else None,
-        delivered=float(np.median([call.delivered for call in answered])) if answered else None,
-        denied=sum(call.outcome is Outcome.DENIED for call in calls),
-        malformed=sum(trace.malformed for trace in traces),
-        tokens_per_answer=total / len(traces),
-        by_kind={kind: _summarize_kind(by_kind[kind]) for kind in sorted(by_kind)},
-    )
+def headline(means: np.ndarray, rounds: np.ndarray) -> Headline:
+    """The paper's headline figures from means over problems.
 
-
-def _summarize_kind(answers: list[Answer]) -> KindSummary:
-    return KindSummary(
-        len(answers),
-        accuracy=_mean(bool(answer.correct) for answer in answers),
-        call_rate=_mean(answer.trace.has_called for answer in answers),
-        teacher_share=_mean(answer.trace.teacher_share for answer in answers),
-    )
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean([float(value) for value in values]))
-
-
-def _with_distinct_labels(summaries: list[Summary]) -> list[Summary]:
-    names = [(summary.benchmark, summary.label) for summary in summaries]
-    return [
-        replace(summary, label=f"{summary.run}: {summary.label}") if names.count(name) > 1 else summary
-        for summary, name in zip(summaries, names, strict=True)
-    ]
-
-
-def _with_headlines(summaries: list[Summary]) -> list[Summary]:
-    done = []
-    for summary in summaries:
-        student = _first(summaries, summary.benchmark, "student")
-        teacher = _first(summaries, summary.benchmark, "teacher")
-        if student is not None and teacher is not None and summary not in (student, teacher):
-            summary = _with_headline(summary, student.accuracy, teacher.accuracy)
-        done.append(summary)
-    return done
-
-
-def _first(summaries: list[Summary], benchmark: str, method: str) -> Summary | None:
-    return next((s for s in summaries if s.benchmark == benchmark and s.method == method), None)
-
-
-def _with_headline(summary: Summary, student: float | None, teacher: float | None) -> Summary:
-    if summary.accuracy is None or student is None or teacher is None:
-        return summary
-    gap = gap_recovered(summary.accuracy, student, teacher)
+    Args:
+        means (`np.ndarray` of shape (5,)): accuracy of the method, of the student and of the teacher; the method's teacher
+            tokens and all its tokens, per problem.
+        rounds (`np.ndarray` of shape (rounds, 5)): the same, resampled.
+    """
+    gap = gap_recovered(*map(float, means[:3]))
+    if gap is None:
+        return Headline()
     # A method that takes no teacher at all has no cost to reduce.
-    reduction = cost_reduction(summary.token_share, gap) if gap is not None and summary.token_share > 0 else None
-    return replace(summary, gap_recovered=gap, cost_reduction=reduction)
+    is_costly = means[3] > 0 and means[4] > 0
+    reduction = cost_reduction(float(means[3] / means[4]), gap) if is_costly else None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gaps = (rounds[:, 0] - rounds[:, 1]) / (rounds[:, 2] - rounds[:, 1])
+        gaps[rounds[:, 2] <= rounds[:, 1]] = np.nan
+        reductions = 1 - rounds[:, 3] / rounds[:, 4] / np.minimum(gaps, 1)
+        # Where nothing is recovered the router needs no teacher either: an unboundedly bad deal, not an unknown one.
+        reductions = np.where(gaps <= 0, -np.inf, reductions)
+    low_high = None if reduction is None else interval_of(reductions)
+    return Headline(gap, interval_of(gaps), reduction, low_high)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same problems.
+
+    Args:
+        problems (`int`): that both answered.
+        difference (`float`): accuracy of the first minus that of the second.
+        interval (`tuple[float, float]`): paired bootstrap 95 % interval of the difference.
+        p_bootstrap (`float`): two-sided, from the same rounds: how often the resampled difference lies on the other side
+            of zero, twice.
+        first_only, second_only (`int`, *optional*): problems that only one of them got right; `None` with several
+            answers a problem.
+        p_mcnemar (`float`, *optional*): McNemar's exact two-sided test on these two numbers.
+    """
+
+    problems: int
+    difference: float
+    interval: tuple[float, float]
+    p_bootstrap: float
+    first_only: int | None = None
+    second_only: int | None = None
+    p_mcnemar: float | None = None
+
+
+def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
+    """Compares the scores of two methods, both of shape (P,): each problem's share of right answers."""
+    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    rounds = resampled_means(difference[:, None], seed=seed)[:, 0]
+    found = interval_of(rounds)
+    assert found is not None  # differences exist
+    # One more on both sides, so that no p-value is smaller than the rounds can show.
+    below, above = (int((side).sum()) + 1 for side in (rounds <= 0, rounds >= 0))
+    p = min(1.0, 2 * min(below, above) / (len(rounds) + 1))
+    result = Comparison(len(difference), float(difference.mean()), found, p)
+    is_single = all(set(np.unique(scores)) <= {0.0, 1.0} for scores in (first, second))
+    if not is_single:
+        return result
+    wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
+    return Comparison(*(result.problems, result.difference, found, p), wins, losses, mcnemar(wins, losses))
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """McNemar's exact two-sided p-value: how likely so uneven a split of the discordant problems is if none is better."""
+    total = first_only + second_only
+    log_half = total * math.log(0.5)
+    tail = sum(
+        math.exp(math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) + log_half)
+        for k in range(min(first_only, second_only) + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+def pass_at_k(right: Sequence[int], answers: Sequence[int], k: int) -> float | None:
+    """The unbiased estimate of the share of problems solved by at least one of k answers (Chen et al., 2021).
+
+    Args:
+        right (`Sequence[int]`), answers (`Sequence[int]`): right answers and all answers of each problem.
+        k (`int`).
+
+    Returns:
+        `float` or `None`: the mean over problems; `None` if a problem has fewer than k answers.
+    """
+    if not answers or min(answers) < k:
+        return None
+
+    def miss(c: int, n: int) -> float:
+        return 0.0 if n - c < k else math.prod(1 - k / j for j in range(n - c + 1, n + 1))
+
+    return sum(1 - miss(c, n) for c, n in zip(right, answers, strict=True)) / len(answers)

@@ -1,0 +1,217 @@
+"""What an answer costs: tokens written and read by both models, parameters activated, FLOPs and money.
+
+Owns the arithmetic and the YAML with parameters and prices. The counts come from the traces. A token that a model reads
+or writes takes 2 N floating-point operations for N parameters (attention left out); a token that comes from the prefix
+cache takes none.
+
+    currency: USD
+    student: {parameters: 1.7e9, read: 0.02, cached: 0.005, write: 0.06}    # prices of a million tokens
+    teacher: {parameters: 8.2e9, read: 0.10, cached: 0.025, write: 0.30}
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ..trace import Reading, Trace
+
+_PRICES = ("read", "cached", "write")
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """Size and prices of one model.
+
+    Args:
+        parameters (`float`, *optional*): activated by a token; all of them but for a mixture of experts. `None`: unknown.
+        read, write (`float`, *optional*): price of a million tokens; `None`: unknown.
+        cached (`float`, *optional*): of a million tokens that come from the prefix cache; `None`: as `read`.
+    """
+
+    parameters: float | None = None
+    read: float | None = None
+    cached: float | None = None
+    write: float | None = None
+
+
+@dataclass(frozen=True)
+class PriceTable:
+    """Both models' costs."""
+
+    student: ModelCosts = ModelCosts()
+    teacher: ModelCosts = ModelCosts()
+    currency: str = "USD"
+
+
+NO_PRICES = PriceTable()
+"""Nothing is known."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that one model wrote and was given to read, a mean over answers.
+
+    Args:
+        written (`float`).
+        read (`float`, *optional*): over all requests; `None` where its engine does not tell.
+        cached (`float`, *optional*): those of `read` that came from the prefix cache.
+    """
+
+    written: float
+    read: float | None
+    cached: float | None
+
+    @property
+    def computed(self) -> float | None:
+        """Tokens read that were computed, with the prefix cache."""
+        return None if self.read is None or self.cached is None else self.read - self.cached
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one answer costs, a mean over answers. `None` where something that it needs is unknown.
+
+    Args:
+        student, teacher ([`Usage`]).
+        active_parameters (`float`, *optional*): parameters activated by a written token, averaged over tokens.
+        flops (`float`, *optional*): both models, reading included, with the prefix cache as it was.
+        flops_uncached (`float`, *optional*): as if every request had been read anew.
+        money (`float`, *optional*): with the prefix cache as it was.
+        currency (`str`).
+    """
+
+    student: Usage
+    teacher: Usage
+    active_parameters: float | None = None
+    flops: float | None = None
+    flops_uncached: float | None = None
+    money: float | None = None
+    currency: str = "USD"
+
+
+def usage_costs(traces: Sequence[Trace], prices: PriceTable = NO_PRICES) -> Costs:
+    """The costs of an answer, from at least one trace."""
+    teacher = _usage([trace.teacher_tokens for trace in traces], [trace.teacher_read for trace in traces])
+    student = _usage(
+        [sum(trace.loss_mask) for trace in traces],  # what the student sampled
+        [trace.student_read for trace in traces],
+    )
+    return with_prices(student, teacher, prices)
+
+
+def with_prices(student: Usage, teacher: Usage, prices: PriceTable) -> Costs:
+    """Costs of given usages."""
+    both = ((student, prices.student), (teacher, prices.teacher))
+    written = student.written + teacher.written
+    active = _sum(_times(usage.written, model.parameters) for usage, model in both)
+    return Costs(
+        student,
+        teacher,
+        active_parameters=None if active is None or written == 0 else active / written,
+        flops=_sum(_flops(usage.written, usage.computed, model) for usage, model in both),
+        flops_uncached=_sum(_flops(usage.written, usage.read, model) for usage, model in both),
+        money=_sum(_money(usage, model) for usage, model in both),
+        currency=prices.currency,
+    )
+
+
+def _usage(written: Sequence[int], read: Sequence[Reading]) -> Usage:
+    def mean(values: Sequence[int | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(values) if len(known) == len(values) else None
+
+    return Usage(sum(written) / len(written), mean([r.tokens for r in read]), mean([r.cached for r in read]))
+
+
+def _times(count: float | None, factor: float | None) -> float | None:
+    if count == 0:  # nothing of something unknown is nothing
+        return 0.0
+    return None if count is None or factor is None else count * factor
+
+
+def _sum(parts) -> float | None:
+    parts = list(parts)
+    return None if any(part is None for part in parts) else sum(parts)
+
+
+def _flops(written: float, read: float | None, model: ModelCosts) -> float | None:
+    return _times(None if read is None else 2 * (read + written), model.parameters)
+
+
+def _money(usage: Usage, model: ModelCosts) -> float | None:
+    cached_price = model.read if model.cached is None else model.cached
+    parts = [_times(usage.computed, model.read), _times(usage.cached, cached_price), _times(usage.written, model.write)]
+    total = _sum(parts)
+    return None if total is None else total / _MILLION
+
+
+def load_costs(path: str | None) -> PriceTable:
+    """Reads the YAML; an empty table without one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such YAML, or has a field that is unknown or no number of at least 0.
+    """
+    if path is None:
+        return NO_PRICES
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"costs: the file {path} does not exist.")
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    known = {"currency", "student", "teacher"}
+    if not isinstance(data, dict) or not set(data) <= known:
+        raise ValueError(f"{path} must have the fields {', '.join(sorted(known))} and no others; it has {list(data)}.")
+    models = {}
+    for name in ("student", "teacher"):
+        fields = data.get(name) or {}
+        unknown = sorted(set(fields) - {"parameters", *_PRICES}) if isinstance(fields, dict) else [str(fields)]
+        if unknown:
+            raise ValueError(f"{path}: {name} has {', '.join(unknown)}; known are parameters, {', '.join(_PRICES)}.")
+        models[name] = ModelCosts(**{key: _number(value, f"{path}: {name}.{key}") for key, value in fields.items()})
+    return PriceTable(**models, currency=str(data.get("currency", "USD")))
+
+
+def _number(value, where: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)  # YAML takes 8.2e9 for a text
+    except (TypeError, ValueError):
+        number = -1.0
+    if not number >= 0:
+        raise ValueError(f"{where} is {value!r}; it must be a number of at least 0.")
+    return number
+
+
+def count_parameters(model: str | None) -> int | None:
+    """All parameters of a model in a local folder, from the headers of its safetensors; `None` for what is none."""
+    files = sorted(Path(model).glob("*.safetensors")) if model and Path(model).is_dir() else []
+    total = 0
+    for path in files:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            tensors = json.loads(file.read(length))
+        for name, tensor in tensors.items():
+            if name != "__metadata__":
+                size = 1
+                for dimension in tensor["shape"]:
+                    size *= dimension
+                total += size
+    return total or None
+
+
+def fill_parameters(prices: PriceTable, student: str | None, teacher: str | None) -> PriceTable:
+    """`prices` with the parameters of models in local folders where they are not given."""
+    filled = {}
+    for name, path in (("student", student), ("teacher", teacher)):
+        model: ModelCosts = getattr(prices, name)
+        counted = count_parameters(path) if model.parameters is None else model.parameters
+        filled[name] = ModelCosts(counted, model.read, model.cached, model.write)
+    return PriceTable(**filled, currency=prices.currency)
