@@ -16,7 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from relay_trl.cli import run
-from relay_trl.data.sources import REPORTED, load_rows
+from relay_trl.data.registry import PAPER_SIX
+from relay_trl.data.sources import load_rows
 from relay_trl.grading import Grader
 
 NEAR_MISSES = Path(__file__).parents[1] / "tests" / "data" / "grading_near_misses.jsonl"
@@ -169,7 +170,7 @@ def main():
     parser.add_argument("--bare", action="store_true", help="also ask math-verify alone")
     parser.add_argument("--show", action="store_true", help="print every disagreement")
     args = parser.parse_args()
-    cases = [("gold against itself: " + name, g, g, True) for name in REPORTED for g in golds_of(name, args.data_dir)]
+    cases = [("gold against itself: " + name, g, g, True) for name in PAPER_SIX for g in golds_of(name, args.data_dir)]
     for _, gold, _, _ in list(cases):
         cases += [("rewriting: " + kind, gold, answer, True) for kind, answer in rewritings(gold)]
     cases += [("near miss: " + case["kind"], case["gold"], case["answer"], False) for case in near_misses()]

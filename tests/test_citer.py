@@ -342,6 +342,8 @@ def test_the_methods_of_evaluation(student, teacher, prompts):
         asyncio.run(citer.answer(prompts[0], teacher, teacher, CONFIG, 0))
     with pytest.raises(ValueError, match="there is none; set `teacher`"):
         asyncio.run(citer.answer(prompts[0], student, None, CONFIG, 0))
-    config = EvaluationConfig(student=str(PAIR / "student"), teacher="t", benchmark="arithmetic", methods=["citer_0.5"])
+    config = EvaluationConfig(
+        student=str(PAIR / "student"), teacher="t", benchmarks=["arithmetic"], methods=["citer_0.5"]
+    )
     with pytest.raises(ValueError, match="The methods citer_0.5 need CITER's router"):
         config.with_student_defaults()

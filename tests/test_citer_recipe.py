@@ -39,7 +39,7 @@ def test_a_short_training_and_a_sweep(launch, tmp_path):
     assert last["teacher"] > 50 and last["student"] > 10 * last["teacher"] and last["ranking"] > 0.9
     assert f"citer_{record['thresholds']['0.05']}" in said
 
-    options = (*PAIR, "--size", 60, "--output_dir", tmp_path / "out", "--citer_router", router)
+    options = (*PAIR, "--limit", 60, "--output_dir", tmp_path / "out", "--citer_router", router)
     methods = ("student", "citer_0", "citer_0.5", "citer", "teacher")
     status, said, error = launch("evaluate", *options, "--methods", *methods)
     assert status == 0, error
@@ -92,5 +92,5 @@ def test_bad_input_ends_in_one_sentence(launch, tmp_path, args, said):
     ],
 )
 def test_evaluation_without_a_router_ends_in_one_sentence(launch, tmp_path, args, said):
-    status, _, error = launch("evaluate", *PAIR, "--size", 2, "--output_dir", tmp_path, *args)
+    status, _, error = launch("evaluate", *PAIR, "--limit", 2, "--output_dir", tmp_path, *args)
     assert status == 1 and said in error

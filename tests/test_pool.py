@@ -186,7 +186,7 @@ def test_a_server_named_twice_is_refused(servers):
 def test_recipes_take_a_list_of_servers(config, tmp_path):
     urls = ["http://one:8001/v1", "http://two:8001/v1"]
     path = tmp_path / "config.yaml"
-    needed = {"student": "s", "benchmark": "b"} if config is EvaluationConfig else {"bf16": False}
+    needed = {"student": "s", "benchmarks": ["b"]} if config is EvaluationConfig else {"bf16": False}
     path.write_text(yaml.safe_dump({**needed, "teacher": urls}))
     (from_yaml,) = RecipeParser((config,)).parse(["--config", str(path)])
     (from_the_command_line,) = RecipeParser((config,)).parse(["--config", str(path), "--teacher", *reversed(urls)])
