@@ -15,7 +15,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 # and is not named here belongs to the tier of relay.py.
 TIERS = [
     {"recipes", "__main__"},
-    {"training", "evaluation", "serving", "citer", "viewer", "data", "options", "hub", "cli"},
+    {"training", "evaluation", "serving", "planning", "citer", "viewer", "data", "options", "hub", "cli"},
     {"relay", "rewards", "grading", "prompts"},
     {"engines"},
     {"vocabulary", "command", "trace", "redaction"},

@@ -3,15 +3,30 @@
 import json
 import logging
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
-from trainers_for_tests import SYNTAX, grpo_config, grpo_trainer, in_turn, load_tokenizer, student_folder
+from trainers_for_tests import (
+    SYNTAX,
+    PlannedStudent,
+    PlannedTeacher,
+    grpo_config,
+    grpo_trainer,
+    in_turn,
+    load_tokenizer,
+    rows,
+    student_folder,
+)
 from transformers import AutoModelForCausalLM
-from trl import ModelConfig
+from trl import ModelConfig, get_quantization_config
 
+from relay_trl.cli import check_teacher_context
+from relay_trl.engines.scripted import ScriptedEngine
+from relay_trl.training import RelayGRPOTrainer
 from relay_trl.training.checkpoints import MARK, bytes_of_checkpoints, check_output, find_checkpoint
 from relay_trl.training.lora import lora_config, save_merged
+from relay_trl.vocabulary import Vocabulary
 
 MIXED = ("right", "call, right", "wrong", "call, wrong")
 
@@ -146,6 +161,39 @@ def test_an_adapter_trains_the_rows_of_the_call_tokens_and_merges_into_a_whole_m
         own = trainer.model(input_ids=ids).logits
         assert torch.allclose(merged(input_ids=ids).logits, own, atol=1e-4)
         assert not torch.allclose(base(input_ids=ids).logits, own, atol=1e-3)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_an_adapter_on_4_bit_weights_trains_and_merges(tmp_path):
+    options = ModelConfig(use_peft=True, lora_r=4, lora_target_modules=["q_proj", "down_proj"], load_in_4bit=True)
+    tokenizer = load_tokenizer()
+    args = grpo_config(tmp_path, merge_adapter=True)
+    trainer = RelayGRPOTrainer(
+        student_folder(),
+        args,
+        rows(),
+        processing_class=tokenizer,
+        teacher=PlannedTeacher(),
+        peft_config=lora_config(options, tokenizer, SYNTAX, student_folder()),
+        quantization_config=get_quantization_config(options),
+    )
+    trainer._engines["student"] = PlannedStudent(tokenizer, in_turn(*MIXED))
+    trainer.train()
+    assert any(type(module).__name__ == "Linear4bit" for module in trainer.model.modules())
+    assert trainer.state.log_history[0]["grad_norm"] > 0
+    trainer.save_student()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not getattr(merged, "is_quantized", False) and not (tmp_path / "adapter_config.json").exists()
+
+
+def test_a_teacher_without_room_is_refused():
+    teacher = ScriptedEngine(Vocabulary(load_tokenizer()), lambda context: [], max_context=100)
+    check_teacher_context(teacher, [[1] * 40, "text"], 60)
+    with pytest.raises(
+        ValueError, match=r"has room for 100 tokens, but its longest prompt \(40 tokens\) and .*=61 need 101"
+    ):
+        check_teacher_context(teacher, [[1] * 40, [1] * 3], 61)
+    check_teacher_context(None, [], 10**6)
 
 
 def test_text_tags_need_no_rows():

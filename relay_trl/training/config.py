@@ -139,12 +139,16 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
                 "student would have to wait for one another's teachers. Set it to 1, or serve the student with "
                 "vllm_mode: server."
             )
+        self.check_student_server()
+        self._check_saves()
+
+    def check_student_server(self):
+        """Refuses a student behind a server that could not be given new weights."""
         if self.use_vllm and self.vllm_mode == "server" and self.device.type == "cpu":
             raise ValueError(
                 "vllm_mode is server, but there is no GPU here: TRL hands a server its new weights over NCCL, which needs "
                 "one on both sides, so the student would stay as it was. Set vllm_mode: colocate, or use_vllm: false."
             )
-        self._check_saves()
 
     def _check_saves(self):
         # TRL keeps a draw's rollouts in memory only: a run cannot go on from the middle of one

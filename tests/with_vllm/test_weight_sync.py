@@ -5,6 +5,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
+from relay_trl.training.sharding import give_bias
+
 pytestmark = pytest.mark.vllm
 
 PROBLEMS = ["so the call is 10 and ", "the sum of ab and 10 is ", "an ab", "10 10 so "]
@@ -40,9 +42,12 @@ def trainer(request, tiny_model, tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora_trainer(trainer):
-    """The same trainer and engine, its model under an adapter from here on."""
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"])
+    """The same trainer and engine, its model under an adapter from here on, which also trains the rows of two tokens."""
+    rows = {"embed_tokens": [40, 41]} | ({} if trainer.model.config.tie_word_embeddings else {"lm_head": [40, 41]})
+    modules = ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
+    config = LoraConfig(r=4, target_modules=modules, trainable_token_indices=rows)
     trainer.model = trainer.vllm_generation.model = get_peft_model(trainer.model, config)
+    give_bias(trainer.model)
     return trainer
 
 

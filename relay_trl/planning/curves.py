@@ -1,0 +1,75 @@
+"""Service curves: how fast an engine serves a model. Measured by `benchmarks/service_curves.py`, or estimated from a GPU's
+figures; each says which.
+"""
+
+import json
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+
+from .models import Shape
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How fast one engine (a GPU or a group of them) serves.
+
+    Args:
+        name (`str`): the model.
+        source (`str`): where the figures come from: hardware, and whether they were measured.
+        batch (`list[int]`), step_s (`list[float]`): seconds of one decoding step with so many requests, in between drawn
+            straight and beyond with the last slope.
+        prefill_tokens_per_s (`float`): context tokens read a second.
+        max_batch (`int`): requests at a time.
+    """
+
+    name: str
+    source: str
+    batch: list[int]
+    step_s: list[float]
+    prefill_tokens_per_s: float
+    max_batch: int
+
+    def step(self, size: int) -> float:
+        """Seconds of a decoding step of `size` requests."""
+        place = min(max(1, bisect_left(self.batch, size)), len(self.batch) - 1)
+        if len(self.batch) == 1 or size <= self.batch[0]:
+            return self.step_s[0]
+        (b0, b1), (s0, s1) = self.batch[place - 1 : place + 1], self.step_s[place - 1 : place + 1]
+        return s0 + (s1 - s0) * (size - b0) / (b1 - b0)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Curve":
+        """A curve that `benchmarks/service_curves.py` wrote."""
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no service curve ({error}); measure one with benchmarks/service_curves.py."
+            ) from error
+
+    @classmethod
+    def estimate(
+        cls, model: str, memory_gib: float = 80.0, flops: float = 400e12, bandwidth: float = 2.0e12
+    ) -> "Curve":
+        """A curve from figures of a GPU: a step reads all weights and caches once and computes 2 operations a parameter and
+        token. The defaults are what an 80 GB H100 reaches in practice of its data sheet, about 40 % and 60 %.
+        """
+        shape = Shape.of(model)
+        context, sizes = 2048, [1, 8, 32, 64, 128, 256]
+        room = 0.9 * memory_gib * 2**30 - 2 * shape.parameters
+        if room <= 0:
+            raise ValueError(
+                f"{model} takes {2 * shape.parameters / 2**30:.0f} GiB, more than the {memory_gib:g} GiB given."
+            )
+        most = max(1, min(256, int(room / (context * 2 * shape.kv_elements))))
+        step = [
+            0.002
+            + max(
+                (2 * shape.parameters + n * context * 2 * shape.kv_elements) / bandwidth,
+                2 * shape.parameters * n / flops,
+            )
+            for n in sizes
+        ]
+        source = f"estimated from {flops:.3g} FLOP/s and {bandwidth:.3g} bytes/s, not measured"
+        return cls(model, source, sizes, step, flops / (2 * shape.parameters), most)
