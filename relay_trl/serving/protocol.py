@@ -153,7 +153,9 @@ class Message(_Strict):
     @classmethod
     def _join_parts(cls, content: Any) -> Any:
         if isinstance(content, list):
-            return "".join(_TextPart.model_validate(part).text for part in content)
+            if not all(isinstance(part, dict) and set(part) == {"type", "text"} for part in content):
+                raise ValueError("only parts of the type text are supported")
+            content = "".join(_TextPart.model_validate(part).text for part in content)
         return content
 
     @field_validator("name")

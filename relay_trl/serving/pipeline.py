@@ -1,0 +1,195 @@
+"""A trained student and its teacher in Python: one object to call, whole or streaming, sync or async, one or many.
+
+Owns the event loop behind the sync calls. Answering is `answer.py`'s business.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar, overload
+
+from ..engines.base import Engine
+from ..engines.loading import load_engine
+from ..record import RelayRecord, load_record
+from .answer import Answer, Question, answer
+from .pair import Pair
+from .reader import Delta
+
+Problem: TypeAlias = str | list[dict[str, str]]
+"""A problem as the student was trained on, or a conversation."""
+
+T = TypeVar("T")
+_STUDENT = ("temperature", "top_p", "top_k", "min_p")
+_RULES = ("max_calls", "max_call_tokens", "max_teacher_tokens", "call_bias", "fixed_call_tokens", "is_ended_by_teacher")
+
+
+class RelayPipeline:
+    """Answers problems with a student and its teacher.
+
+    ```python
+    pipeline = RelayPipeline.from_pretrained("user/my-relay-student", teacher="http://localhost:8001/v1")
+    answer = pipeline("78*6+49=")
+    print(answer.text, answer.teacher_tokens)
+    ```
+
+    All work is done on one event loop in a thread of its own; the async methods can be awaited on any other.
+
+    Args:
+        pair ([`Pair`]): the models and how they are asked. [`RelayPipeline.from_pretrained`] loads one.
+    """
+
+    def __init__(self, pair: Pair):
+        self.pair = pair
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="relay pipeline", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        student: str,
+        teacher: str | Engine | None = None,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        backend: str = "auto",
+        teacher_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> "RelayPipeline":
+        """Loads a student, the relay config that travels with it, and its teacher.
+
+        Args:
+            student (`str`): a folder or a Hub id.
+            teacher (`str` or [`Engine`], *optional*): a folder, Hub id or URL; `None` takes the one that it was trained
+                with; `""` takes none.
+            revision (`str`, *optional*), token (`str`, *optional*): of the student on the Hub.
+            backend (`str`, defaults to `"auto"`): of the student: `"transformers"` or `"vllm"`.
+            teacher_options (`dict`, *optional*): of [`~relay_trl.engines.loading.load_engine`], for the teacher.
+            **kwargs: likewise, for the student.
+
+        Raises:
+            ValueError: there is no such student, or its relay config is broken.
+            EngineError: a server is down.
+        """
+        record = load_record(student, revision, token) or RelayRecord(versions={}, commit=None)
+        spec = record.teacher if teacher is None else teacher
+        options = teacher_options or {}
+        if isinstance(spec, str) and spec and "://" not in spec and teacher is None and record.teacher_revision:
+            options = {"revision": record.teacher_revision, **options}
+        engine = load_engine(spec, **options) if isinstance(spec, str) and spec else (spec or None)
+        if revision is not None:
+            kwargs["revision"] = revision
+        return cls(Pair(load_engine(student, backend, **kwargs), engine, record))  # type: ignore[arg-type]
+
+    def question(self, problem: Problem, *, seed: int | None = None, **options: Any) -> Question:
+        """What a call asks.
+
+        Args:
+            problem (`str` or `list[dict]`): put into the prompt template that the student was trained with; a list of
+                messages is a conversation.
+            seed (`int`, *optional*): the same seed gives the same answer, the same as in training and evaluation.
+            **options: `max_tokens`, `stop`, `show_commands`, `use_teacher`; `temperature`, `top_p`, `top_k` and `min_p`
+                of the student; `max_calls`, `max_call_tokens`, `max_teacher_tokens`, `call_bias`, `fixed_call_tokens`
+                and `is_ended_by_teacher` of the relay.
+
+        Raises:
+            TypeError: an option that there is not.
+            ValueError: one that is out of its range, or a prompt without room for an answer.
+        """
+        messages = [{"role": "user", "content": problem}] if isinstance(problem, str) else problem
+        prompt = self.pair.chat(messages)
+        room = self.pair.room_for(prompt)
+        if room < 1:
+            raise ValueError(
+                f"The prompt has {len(prompt.student)} tokens; {self.pair.student.name} has no room for more."
+            )
+        rules = replace(self.pair.rules, max_completion_tokens=min(options.pop("max_tokens", room), room))
+        student = {name: options.pop(name) for name in _STUDENT if name in options}
+        rules = replace(rules, **{name: options.pop(name) for name in _RULES if name in options})
+        rules = replace(rules, student=replace(rules.student, **student))
+        stop = options.pop("stop", ())
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        shows, has_teacher = options.pop("show_commands", False), options.pop("use_teacher", True)
+        if options:
+            raise TypeError(f"There is no option {', '.join(options)}; see RelayPipeline.question for all of them.")
+        return Question(prompt, rules, seed, stop, shows, has_teacher)
+
+    @overload
+    def __call__(self, problem: Problem, **options: Any) -> Answer: ...
+    @overload
+    def __call__(self, problem: Sequence[Problem], **options: Any) -> list[Answer]: ...
+    def __call__(self, problem, **options):
+        """The answer to a problem, or, to a list of problems, their answers in order, written together.
+
+        Args:
+            problem (`str`, `list[dict]`, or a list of either).
+            **options: see [`RelayPipeline.question`]; the seed of the k-th of several is `seed + k`.
+        """
+        return self._wait(self._answer(problem, options))
+
+    async def generate(self, problem, **options):
+        """[`RelayPipeline.__call__`] for async code."""
+        return await asyncio.wrap_future(self._start(self._answer(problem, options)))
+
+    def stream(self, problem: Problem, **options: Any) -> Iterator[Delta]:
+        """The pieces of an answer as they are written. Leaving the loop early ends the work of both models."""
+        pieces: queue.Queue[Delta | None] = queue.Queue()
+        question = self.question(problem, **options)
+        future = self._start(answer(question, self.pair.student, self.pair.teacher, pieces.put))
+        future.add_done_callback(lambda _: pieces.put(None))
+        try:
+            while (piece := pieces.get()) is not None:
+                yield piece
+            future.result()
+        finally:
+            future.cancel()
+
+    async def astream(self, problem: Problem, **options: Any) -> AsyncIterator[Delta]:
+        """[`RelayPipeline.stream`] for async code."""
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Delta | None] = asyncio.Queue()
+
+        def put(piece: Delta | None):
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        question = self.question(problem, **options)
+        future = self._start(answer(question, self.pair.student, self.pair.teacher, put))
+        future.add_done_callback(lambda _: put(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            future.result()
+        finally:
+            future.cancel()
+
+    def close(self):
+        """Closes connections and ends the thread; the pipeline cannot be asked any more."""
+        for engine in (self.pair.student, self.pair.teacher):
+            close = getattr(engine, "aclose", None)
+            if close is not None:
+                self._wait(close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def __enter__(self) -> "RelayPipeline":
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    async def _answer(self, problem, options: dict[str, Any]):
+        student, teacher = self.pair.student, self.pair.teacher
+        if isinstance(problem, str) or (problem and isinstance(problem[0], dict)):
+            return await answer(self.question(problem, **options), student, teacher)
+        seed = options.pop("seed", None)
+        seeds = [None if seed is None else seed + k for k in range(len(problem))]
+        questions = [self.question(one, seed=s, **options) for one, s in zip(problem, seeds, strict=True)]
+        return list(await asyncio.gather(*(answer(question, student, teacher) for question in questions)))
+
+    def _start(self, job: Coroutine[Any, Any, T]):
+        return asyncio.run_coroutine_threadsafe(job, self._loop)
+
+    def _wait(self, job: Coroutine[Any, Any, T]) -> T:
+        return self._start(job).result()
