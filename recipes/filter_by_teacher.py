@@ -4,21 +4,23 @@ python recipes/filter_by_teacher.py --config recipes/configs/dapo_math/filter_by
 """
 
 import asyncio
+import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
 
 from relay_trl.cli import RecipeParser, check_context, check_model, run
-from relay_trl.data.push import push_rows
 from relay_trl.data.registry import SOURCES
 from relay_trl.data.resumable import ResumableRows
 from relay_trl.data.sources import drop_overlong, drop_ungradable
 from relay_trl.data.teacher_filter import FilterConfig, choose, describe, pass_rates
 from relay_trl.data.warmup import write_jsonl
+from relay_trl.dataset_card import read_rows, write_dataset_card
 from relay_trl.engines.loading import close_engines, load_engine
 from relay_trl.grading import Grader
 from relay_trl.options import DataConfig
 from relay_trl.prompts import PromptBuilder
+from relay_trl.upload import push
 
 
 def main():
@@ -57,7 +59,11 @@ def main():
     print(f"{summary} They are in {path}.")
     if config.push_to is not None:
         origin = SOURCES[data.dataset].hub_id if data.dataset in SOURCES else data.dataset
-        print(f"Pushed: {push_rows(path, config.push_to, origin, summary, settings, config.is_private)}")
+        settings = {**settings, "kept": summary}
+        with tempfile.TemporaryDirectory() as folder:
+            card = write_dataset_card(folder, read_rows(path), config.push_to, path.name, None, origin, settings)
+            files = {path.name: path, "README.md": card}
+            print(f"Pushed: {push(files, config.push_to, 'dataset', config.is_private, 'Problems by pass rate')}")
 
 
 def ask(rows: list[dict], teacher, grader: Grader, rates: ResumableRows, total: int, name: str, config: FilterConfig):

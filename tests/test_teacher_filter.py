@@ -180,7 +180,7 @@ def test_from_file_to_hub_and_back(tmp_path):
         repo = hub.repos["dataset/me/filtered"]
         assert repo.is_private and repo.files["train.jsonl"] == (tmp_path / "out/train.jsonl").read_bytes()
         card = repo.files["README.md"].decode()
-        assert "# filtered" in card and "problems kept by pass rate" in card and '"samples": 2' in card
+        assert "# filtered" in card and "problems kept by pass rate" in card and "| samples | `2` |" in card
         script = (
             "from relay_trl.data.sources import load_rows; rows = load_rows('me/filtered'); "
             "print(len(rows), rows[0]['prompt'], rows[0]['answer'], rows[0]['pass_rate'])"
@@ -194,6 +194,8 @@ def test_from_file_to_hub_and_back(tmp_path):
         stranger = subprocess.run(
             [*map(str, command), "--push_to", "you/filtered"], cwd=ROOT, env=env, capture_output=True, text=True
         )
-        assert stranger.returncode == 1 and "could not be pushed to you/filtered" in stranger.stderr
+        assert (
+            stranger.returncode == 1 and "does not let this login write there (dataset you/filtered)" in stranger.stderr
+        )
     with ResumableRows(rates, json.loads(rates.read_text().splitlines()[0])["settings"]) as kept:
         assert len(kept) == 16

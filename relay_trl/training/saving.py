@@ -42,6 +42,7 @@ class RelaySavingMixin(_Trainer):
 
     _stage = "grpo"
     training_set: str | None = None
+    _is_merged = False
 
     @cached_property
     def _record(self) -> hub.RelayRecord:  # once, for the repository's commit may move while the run goes on
@@ -70,6 +71,7 @@ class RelaySavingMixin(_Trainer):
             log_history=self.state.log_history,
             tags=[*self._tag_names, *tags],
             repo_id=self.hub_model_id,
+            is_adapter=isinstance(self.model, PeftModel) and not self._is_merged,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None):
@@ -117,6 +119,7 @@ class RelaySavingMixin(_Trainer):
                 save_merged(folder, folder, dtype, trust_remote_code=self.args.trust_remote_code)
                 for name in ("adapter_config.json", "adapter_model.safetensors"):
                     (Path(folder) / name).unlink()
+                self._is_merged = True  # what is pushed from here on is no adapter
                 self._write_card(folder)
             self.accelerator.wait_for_everyone()
 
