@@ -193,6 +193,7 @@ def run(main: Callable[[], None]):
 
 
 def _leave_process_group():
-    # Left to the end of the process, a gloo thread that is still running aborts it, in one run of three.
-    if distributed.is_available() and distributed.is_initialized():
+    # Left to the end of the process, a gloo thread that is still running aborts it, in one run of three. A process alone has
+    # none, and a vLLM engine in it wants its group to the end.
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.destroy_process_group()
