@@ -183,13 +183,21 @@ def run(main: Callable[[], None]):
         main()
     except EXPECTED as error:
         if os.environ.get("RELAY_TRL_TRACEBACK") == "1":
-            traceback.print_exc()
+            _print_frames(error)
         rank = os.environ.get("RANK", "0")
         where = f"[rank {rank}] " if rank != "0" else ""
         print(f"{where}error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr, flush=True)
         sys.exit(1)
     finally:
         _leave_process_group()
+
+
+def _print_frames(error: BaseException | None):
+    """Where an error and its causes came from. Their words stay out: a server may have repeated a key in them."""
+    while error is not None:
+        print(f"{type(error).__name__}, from:", file=sys.stderr)
+        traceback.print_tb(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _leave_process_group():

@@ -93,7 +93,10 @@ def data(tmp_path_factory):
     rows = {
         "dapo_math": {"prompt": "What is {} + 1?", "solution": "{}"},
         "gsm8k_train": {"question": "What is {} + 1?", "answer": "It is\n#### {}"},
-        "math500": {"problem": "What is {} + 1?", "answer": "{}"},
+        "gsm8k": {"question": "What is {} + 1?", "answer": "It is\n#### {}"},
+        "minerva": {"problem": "What is {} + 1?", "solution": "It is \\boxed{{{}}}"},
+        "olympiadbench": {"question": "What is {} + 1?", "final_answer": "{}"},
+        **dict.fromkeys(("math500", "aime2024", "aime2025"), {"problem": "What is {} + 1?", "answer": "{}"}),
     }
     for name, row in rows.items():
         values = list(row.items())
@@ -171,12 +174,13 @@ def test_two_steps(path, start, tiny, data, tmp_path, teacher_server):
             student_backend="transformers",
             teacher=beside,
             data_dir=data,
-            size=4,
+            limit=4,
             samples=1,
             max_completion_length=16,
             output_dir=tmp_path / "out",
         )
-        assert (tmp_path / "out" / "answers.jsonl").stat().st_size > 0
+        for benchmark in given["benchmarks"]:
+            assert (tmp_path / "out" / f"answers.{benchmark}.jsonl").stat().st_size > 0
     else:
         changes = {"teacher": beside} if "teacher" in given else {}
         changes |= {"teacher_model": "tiny"} if beside == teacher_server else {}

@@ -203,7 +203,7 @@ def test_evaluation_writes_no_secret(gossip, tmp_path, capfd, monkeypatch):
     options = yaml.safe_load((ROOT / "recipes" / "configs" / "arithmetic" / "evaluate.yaml").read_text())
     out = tmp_path / "out"
     options |= {"student": student_folder(), "teacher": gossip.secret_url, "teacher_retries": 0}
-    options |= {"methods": ["teacher"], "size": 4, "output_dir": str(out), "training_logs": None}
+    options |= {"methods": ["teacher"], "limit": 4, "output_dir": str(out), "training_logs": None}
     path = tmp_path / "evaluate.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in options.items() if value is not None}))
     monkeypatch.chdir(ROOT)
@@ -222,7 +222,7 @@ def test_evaluation_writes_no_secret(gossip, tmp_path, capfd, monkeypatch):
     except SystemExit as stop:
         assert stop.code in (0, None)
     written = capfd.readouterr()
-    assert (out / "rollouts.html").exists() and "status 400" in (out / "answers.jsonl").read_text()
+    assert (out / "rollouts.html").exists() and "status 400" in (out / "answers.arithmetic.jsonl").read_text()
     assert not leaks(out) and not shows(written.out + written.err)
 
 
