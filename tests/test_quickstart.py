@@ -75,7 +75,7 @@ def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
     ours = ["relay: relay", "relay: relay_no_teacher", "grpo_alone: student"]
     assert rows == ["method", "---", "student", "teacher", *ours, "candidate", "paper", "constant"]
     assert "Picked on the validation split: " in results
-    lines = (tmp_path / "out/evaluation/paper_validation/answers.lookups.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out/evaluation/paper_validation/answers.arithmetic.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["settings"]["split"] == "validation" and len(lines) == 13
 
     (tmp_path / "out/evaluation/grpo_alone_seed_1/results.json").unlink()
