@@ -23,7 +23,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(MISSING)}"))
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while Playwright is up its event loop counts as running, and asyncio.run() refuses.
+@pytest.fixture(scope="module")
 def chromium():
     from playwright.sync_api import sync_playwright
 
