@@ -1,5 +1,6 @@
 """What all recipes do with their command line: one YAML, unknown keys refused, and one sentence for what goes wrong."""
 
+import atexit
 import difflib
 import os
 import sys
@@ -179,6 +180,7 @@ def run(main: Callable[[], None]):
 
     Set RELAY_TRL_TRACEBACK=1 to see where it came from.
     """
+    status = 0
     try:
         main()
     except EXPECTED as error:
@@ -187,9 +189,23 @@ def run(main: Callable[[], None]):
         rank = os.environ.get("RANK", "0")
         where = f"[rank {rank}] " if rank != "0" else ""
         print(f"{where}error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    finally:
-        _leave_process_group()
+        status = 1
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        end_process(status)
+    if status:
+        sys.exit(status)
+
+
+def end_process(status: int = 0):
+    """Ends one of several processes as soon as what is registered for its end has run.
+
+    A process group that is taken down with the interpreter, or by hand, aborts the process now and then, as threads of gloo
+    are still running.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _print_frames(error: BaseException | None):
@@ -198,10 +214,3 @@ def _print_frames(error: BaseException | None):
         print(f"{type(error).__name__}, from:", file=sys.stderr)
         traceback.print_tb(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _leave_process_group():
-    # Left to the end of the process, a gloo thread that is still running aborts it, in one run of three. A process alone has
-    # none, and a vLLM engine in it wants its group to the end.
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.destroy_process_group()

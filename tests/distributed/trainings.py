@@ -12,7 +12,6 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 from trl import ModelConfig
@@ -23,6 +22,7 @@ import trainers_for_tests  # noqa: E402
 from test_sft_trainer import sft_config, warmup_rows  # noqa: E402
 from trainers_for_tests import SYNTAX, grpo_config, grpo_trainer, load_student, load_tokenizer, rows  # noqa: E402
 
+from relay_trl.cli import end_process  # noqa: E402
 from relay_trl.rollouts import RolloutReader  # noqa: E402
 from relay_trl.training import RelaySFTTrainer  # noqa: E402
 from relay_trl.training.lora import lora_config  # noqa: E402
@@ -169,7 +169,7 @@ def main(folder, student, *names):
     found = {name: train(Path(folder) / name, name, num_processes) for name in names}
     (Path(folder) / f"rank_{rank}.json").write_text(json.dumps(found))
     if num_processes > 1:
-        torch.distributed.destroy_process_group()
+        end_process()
 
 
 if __name__ == "__main__":
