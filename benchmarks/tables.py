@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
 
 def add_output(parser: argparse.ArgumentParser, name: str):
     """Adds the option of the folder that `name`.json and `name`.md go to."""
@@ -22,9 +24,8 @@ def add_output(parser: argparse.ArgumentParser, name: str):
 def machine() -> str:
     """The hardware in one sentence, and how busy others keep it."""
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
-    return f"{cores} {platform.machine()} cores, {', '.join(gpus) or 'no GPU'}{load}."
+    return f"{len(CORES)} {platform.machine()} cores, {', '.join(gpus) or 'no GPU'}{load}."
 
 
 def cell(value: Any, digits: int = 2) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from tables import CORES
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
@@ -160,10 +161,8 @@ def own_core(number: int):
     """Keeps this process, and those it starts, on one core where there are two or more and no GPU: student and teacher
     have hardware of their own then, as they do in real runs.
     """
-    if hasattr(os, "sched_setaffinity") and not torch.cuda.is_available():
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) > 1:
-            os.sched_setaffinity(0, {cores[number % len(cores)]})
+    if hasattr(os, "sched_setaffinity") and len(CORES) > 1 and not torch.cuda.is_available():
+        os.sched_setaffinity(0, {CORES[number % len(CORES)]})
 
 
 @contextmanager

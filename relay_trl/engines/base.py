@@ -24,6 +24,11 @@ BACKENDS = ("auto", "transformers", "vllm", "openai")
 """Kinds of engine by name; `auto` takes `openai` for a URL and `transformers` for a model."""
 
 
+LOOP_TURNS = 10
+"""Times that the event loop goes round between two steps of an engine in this process: about as often as a request to
+a server needs to be sent or read, which would otherwise take as many steps."""
+
+
 class FinishReason(StrEnum):
     """Why an engine stopped: it sampled an end token, it wrote a stop string, or it ran out of `max_tokens`."""
 
@@ -182,7 +187,8 @@ class SteppedEngine:
                     future = self._futures.pop(key, None)
                     if future is not None and not future.done():
                         future.set_result(generation)
-                await asyncio.sleep(0)
+                for _ in range(LOOP_TURNS if self._futures else 0):
+                    await asyncio.sleep(0)
         except Exception as error:
             futures, self._futures = self._futures, {}
             for future in futures.values():

@@ -74,9 +74,8 @@ class OpenAIEngine:
     ):
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"{mask_credentials(base_url)!r} is no URL of a server; give one like http://localhost:8000/v1."
-            )
+            shown = mask_credentials(base_url)
+            raise ValueError(f"{shown!r} is no URL of a server; give one like http://localhost:8000/v1.")
         if max_concurrency < 1 or timeout_s <= 0 or max_retries < 0:
             raise ValueError(
                 f"max_concurrency={max_concurrency}, timeout_s={timeout_s}, max_retries={max_retries}: they must be "
@@ -264,7 +263,8 @@ class OpenAIEngine:
     def _request(self, context: Context, body: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the client's `create`."""
         if self.api == "completions":
-            return {"model": self.model or "", "prompt": context, "extra_body": body}
+            # Not as the `prompt`, of which the client looks at every single id: a millisecond for each hundred
+            return {"model": self.model or "", "prompt": "", "extra_body": {"prompt": context, **body}}
         if context[-1]["role"] == "assistant":  # type: ignore[index]
             body = {**body, **self._continuation}
         return {"model": self.model or "", "messages": context, "extra_body": body}
