@@ -1,15 +1,19 @@
 """Trains the arithmetic pair whole, and again and again with a SIGKILL somewhere and `auto` afterwards; prints what became of it.
 
-    python tests/killed_runs.py FOLDER
+    python tests/killed_runs.py FOLDER              # at four places where it matters, and at two random moments
+    python tests/killed_runs.py FOLDER --random 20  # at 20 random moments; about ten minutes
 
 Every training runs in a forked child, so that the libraries are imported once. No child is forked once this process has
 trained: torch's autograd does not survive that.
 """
 
+import argparse
 import json
 import os
+import random
+import shutil
 import signal
-import sys
+import time
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -76,12 +80,15 @@ def train(folder, place=None, step=None, resume=None):
     trainer.save_state()
 
 
-def forked(*args, **kwargs):
+def forked(*args, dies_after_s=None, **kwargs):
     """How a child that trains ended: 0, or minus the number of its signal."""
     child = os.fork()
     if child == 0:
         train(*args, **kwargs)
         os._exit(0)
+    if dies_after_s is not None:
+        time.sleep(dies_after_s)
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
@@ -89,25 +96,42 @@ def forked(*args, **kwargs):
 def history(folder):
     """What was logged of each step, times left out."""
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    keys = ("loss", "relay/accuracy", "reward", "learning_rate", "eval_relay/accuracy", "step", "epoch", "num_tokens")
+    keys = ("loss", "relay/accuracy", "reward", "learning_rate", "eval_relay/accuracy", "step", "epoch", "num_tokens", "grad_norm")
     return [{key: entry[key] for key in keys if key in entry} for entry in log if "train_runtime" not in entry]
 
 
-def main(folder):
-    whole = folder / "whole"
+def compared(whole, own, died):
+    """What a run that died left behind, and how it ends beside the whole one."""
+    left = sorted(path.name for path in own.glob("checkpoint-*"))
+    went_on = forked(own, resume="auto")
+    ours, theirs = (load_file(path / "model.safetensors") for path in (whole, own))
+    differs = max((ours[key] - theirs[key]).abs().max().item() for key in ours)
+    is_same = history(own) == history(whole)
+    return {"died": died, "left": left, "went on": went_on, "differs": differs, "history": is_same}
+
+
+def main(folder, moments, seed):
+    whole, started = folder / "whole", time.monotonic()
     found = {"whole": forked(whole)}
-    for name, (place, step) in PLACES.items():
-        own = folder / name
-        died = forked(own, place, step)
-        left = sorted(path.name for path in own.glob("checkpoint-*"))
-        went_on = forked(own, resume="auto")
-        ours, theirs = (load_file(path / "model.safetensors") for path in (whole, own))
-        differs = max((ours[key] - theirs[key]).abs().max().item() for key in ours)
-        is_same = history(own) == history(whole)
-        found[name] = {"died": died, "left": left, "went on": went_on, "differs": differs, "history": is_same}
-    found["steps"] = [entry["step"] for entry in history(whole) if "loss" in entry]
+    whole_s = time.monotonic() - started
+    steps = [entry for entry in history(whole) if "loss" in entry]
+    found["steps"], found["gradients"] = ([entry[key] for entry in steps] for key in ("step", "grad_norm"))
+    for name, (place, step) in {} if moments > 2 else PLACES.items():
+        found[name] = compared(whole, folder / name, forked(folder / name, place, step))
+    chance, found["moments"] = random.Random(seed), []
+    for k in range(moments):
+        own, moment = folder / f"moment_{k}", chance.uniform(0.0, 0.95 * whole_s)
+        while (died := forked(own, dies_after_s=moment)) == 0:  # it was quicker than the whole one
+            shutil.rmtree(own)
+            moment *= 0.7
+        found["moments"].append({"after_s": moment, **compared(whole, own, died)})
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--random", type=int, default=2, help="random moments; above 2 the four places are left out")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    main(given.folder, given.random, given.seed)

@@ -31,6 +31,13 @@ def test_it_ends_where_the_whole_run_ends(found, place):
     assert run["differs"] < 1e-6 and run["history"]
 
 
+def test_at_any_moment_too(found):
+    assert len(found["moments"]) == 2 and max(found["gradients"]) > 0
+    for run in found["moments"]:
+        assert run["died"] == -9 and run["went on"] == 0
+        assert run["differs"] < 1e-6 and run["history"], run
+
+
 def test_they_were_killed_where_it_was_meant(found):
     assert found["before anything was saved"]["left"] == []
     assert found["in the middle of a step"]["left"] == ["checkpoint-2"]
