@@ -15,9 +15,9 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..costs import NO_PRICES, PriceTable
 from .answers import Run
 from .call_plots import called_answers, plot_difficulty, plot_lengths, plot_places
-from .costs import NO_PRICES, PriceTable
 from .pages import write_pages
 from .plots import inline_svg, plot_shares, save_figure
 from .results import Results, evaluate_runs
