@@ -8,6 +8,7 @@ import openai
 import pytest
 from scripted_relay import BYTE_LEVEL, END, LETTERS, scripted
 from serving_for_tests import chat, pair_of, pieces, post, serving
+from test_call_bias import VOCABULARIES, RandomStudent
 
 from relay_trl.engines.base import EngineError
 from relay_trl.trace import Author
@@ -111,6 +112,19 @@ def test_limits_of_a_request(options, text):
     answer = answers("ab<call>2</call>gh" + END, "gh" + END, teacher=["def"], **options)
     assert answer.choices[0].message.content == text
     assert answer.usage.calls == 1
+
+
+def test_the_dial_of_calls_is_the_requests_own():
+    def calls(server, **options):
+        return [chat(server, seed=seed, max_tokens=40, **options).usage.calls for seed in range(8)]
+
+    vocabulary = VOCABULARIES["byte_level"]
+    with serving(pair_of(RandomStudent(vocabulary), scripted(vocabulary, *["T"] * 999))) as server:
+        trained, never, rarely = calls(server), calls(server, call_bias=-100), calls(server, call_bias=-8)
+        often, always = calls(server, call_bias=8), calls(server, call_bias=100)
+        assert calls(server, call_bias=0) == calls(server, call_bias=None) == calls(server) == trained
+    assert sum(never) == 0 and sum(rarely) <= sum(trained) <= sum(often) <= sum(always)
+    assert sum(rarely) < sum(often) and min(always) >= 1
 
 
 def test_max_tokens_cuts(told):
