@@ -143,8 +143,8 @@ def choice_seed(seed: int | None, index: int) -> int | None:
 
 
 def _close_cut_turn(trace: Trace, reader: Reader):
-    """Says of the turn that a stop string cut short what is known: of a call what the reader got of it, of what its model
-    read nothing, for an engine tells that at the end.
+    """Says what is known of the turn that a stop string cut short: of a call, what the reader got of it. What the model read
+    for it is not known, for an engine tells that at the end.
     """
     call = trace.calls[-1] if trace.calls else None
     if call is None or not call.granted or call.outcome is not Outcome.DENIED:

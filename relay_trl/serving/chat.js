@@ -28,8 +28,9 @@ function price(count, usage) {
   const cost = (name, written, read, cached) => {
     const prices = about.prices[name];
     if (read !== 0 && (read === null || cached === null || prices.read === null)) count.isWhole = false;
-    const known = cached ?? read ?? 0;
-    return (((read ?? 0) - known) * prices.read + known * prices.cached + written * prices.write) / 1e6;
+    const all = read ?? 0;
+    const fromCache = Math.min(cached ?? all, all);
+    return ((all - fromCache) * prices.read + fromCache * prices.cached + written * prices.write) / 1e6;
   };
   const { student_read_tokens: s = null, student_cached_tokens: sc = null } = usage ?? {};
   const { teacher_read_tokens: t = null, teacher_cached_tokens: tc = null } = usage ?? {};
