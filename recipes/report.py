@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from relay_trl.cli import run
+from relay_trl.costs import load_costs
 from relay_trl.evaluation.answers import read_run
-from relay_trl.evaluation.costs import load_costs
 from relay_trl.evaluation.published import read_published
 from relay_trl.evaluation.report import print_results, write_report
 from relay_trl.evaluation.training_plots import read_log

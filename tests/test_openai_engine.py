@@ -33,6 +33,7 @@ class Server:
         self.models, self.has_ids = list(models), has_ids
         self.faults, self.requests, self.headers, self.times = [], [], [], []
         self.edit = lambda answer: None
+        self.break_off = None  # how many chunks of a stream go out before the connection is dropped
         self.delay_s = 0.0
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
@@ -53,6 +54,22 @@ class Server:
                     self.send_header(key.replace("_", "-"), value)
                 self.end_headers()
                 self.wfile.write(data)
+
+            def stream(self, chunks, ending=b"data: [DONE]\n\n"):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                events = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
+                events += [ending] if ending else []  # an empty chunk would be the end
+                limit, server.break_off = server.break_off, None
+                for event in events[:limit]:
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
+                    self.wfile.flush()
+                if limit is None:
+                    self.wfile.write(b"0\r\n\r\n")
+                else:
+                    drop(self)
 
             def do_GET(self):
                 data = [{"id": m, "root": f"/models/{m}", "max_model_len": 512} for m in server.models]
@@ -76,7 +93,10 @@ class Server:
                     else:
                         answer = server.answer(body, is_chat="chat" in self.path)
                         server.edit(answer)
-                        self.reply(200, answer)
+                        if body.get("stream"):
+                            self.stream(server.chunks(answer))
+                        else:
+                            self.reply(200, answer)
                 finally:
                     with server._lock:
                         server.in_flight -= 1
@@ -110,6 +130,29 @@ class Server:
             choice["token_ids"] = ids
             choice["prompt_token_ids"] = VOCABULARY.encode(prompt) if isinstance(prompt, str) else prompt
         return {"id": "x", "choices": [choice], "usage": {"completion_tokens": len(ids)}}
+
+    def chunks(self, answer):
+        """A whole answer as vLLM streams it: a token each, the reason with the last one, and then the usage."""
+        choice, usage = answer["choices"][0], answer["usage"]
+        is_chat = "message" in choice
+        text = choice["message"]["content"] if is_chat else choice["text"]
+        ids = choice.get("token_ids")
+        # The text of an end token is not sent; without ids, a chunk is a character
+        texts = list(text) + [""] if ids is None else [VOCABULARY.decode([token]) for token in ids]
+        if ids is not None and ids[-1] == VOCABULARY.eos_id:
+            texts[-1] = ""
+        scores = (choice.get("logprobs") or {}).get("token_logprobs")
+        for k, piece in enumerate(texts):
+            part = {"index": 0, "finish_reason": None}
+            part |= {"delta": {"content": piece}} if is_chat else {"text": piece}
+            if ids is not None:
+                part["token_ids"] = [ids[k]]
+            if scores is not None:
+                part["logprobs"] = {"token_logprobs": [scores[k]]}
+            if k == len(texts) - 1:
+                part |= {name: choice[name] for name in ("finish_reason", "stop_reason") if name in choice}
+            yield {"id": "x", "choices": [part]}
+        yield {"id": "x", "choices": [], "usage": usage}
 
     def close(self):
         self._http.shutdown()
@@ -427,6 +470,123 @@ def test_bad_arguments_are_refused(arguments, words):
 def test_a_context_of_the_wrong_kind_is_refused(server, context):
     with pytest.raises(ValueError, match="vocabulary|chat API|completions API"):
         ask(OpenAIEngine(server.url), context)
+
+
+def listen(engine, context="17 + 25 =", max_tokens=16, stop=()):
+    """A streamed answer, and what its listener was told; in place of the answer the error, if there was one."""
+    told = []
+
+    async def heard():
+        try:
+            return await engine.generate(context, max_tokens, stop, GREEDY, told.append)
+        except EngineError as error:
+            return error
+
+    return run(engine, heard())[0], told
+
+
+ALL = [*VOCABULARY.encode(" 42"), VOCABULARY.eos_id]
+
+
+def test_a_stream_tells_every_id_once_and_in_order(server):
+    engine = OpenAIEngine(server.url, vocabulary=VOCABULARY)
+    answer, told = listen(engine, VOCABULARY.encode("17"))
+    assert len(ALL) > 2 and told == [[token] for token in ALL]
+    assert (answer.ids, answer.text, answer.finish) == (ALL, " 42", FinishReason.EOS)
+    assert server.requests[0]["stream"] is True
+    assert answer == ask(engine, VOCABULARY.encode("17"))  # as if nobody had listened
+    cut, told = listen(engine, VOCABULARY.encode("17"), max_tokens=2)
+    assert (cut.ids, cut.finish) == (ALL[:2], FinishReason.LENGTH) and told == [[token] for token in ALL[:2]]
+
+
+def test_a_stop_string_ends_a_stream(server):
+    said = "<call>3</call>!"  # it may end inside a token: what ended the answer is the server's word
+    words = VOCABULARY.encode(said)
+
+    def edit(answer):
+        answer["choices"][0].update(text=said, token_ids=words, stop_reason="</call>")
+
+    server.edit = edit
+    answer, told = listen(OpenAIEngine(server.url, vocabulary=VOCABULARY), VOCABULARY.encode("17"), stop=("</call>",))
+    assert (answer.finish, answer.ids, sum(told, [])) == (FinishReason.STOP, words, words)
+    assert server.requests[0]["stop"] == ["</call>"]
+
+
+def test_logprobs_in_a_stream(server):
+    engine = OpenAIEngine(server.url, vocabulary=VOCABULARY, needs_logprobs=True)
+
+    def edit(answer):
+        answer["choices"][0]["logprobs"]["token_logprobs"] = [-0.5 * k for k in range(len(ALL))]
+
+    server.edit = edit
+    answer, _ = listen(engine, VOCABULARY.encode("17"))
+    assert answer.logprobs == [-0.5 * k for k in range(len(ALL))]
+
+
+def test_the_usage_of_a_stream_is_read(server):
+    server.edit = lambda answer: answer["usage"].update(prompt_tokens=9, prompt_tokens_details={"cached_tokens": 4})
+    answer, _ = listen(OpenAIEngine(server.url, vocabulary=VOCABULARY), VOCABULARY.encode("17"))
+    assert (answer.num_tokens, answer.prompt_tokens, answer.cached_tokens) == (len(ALL), 9, 4)
+    assert server.requests[0]["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_a_stream_of_text(server, api):
+    context = [{"role": "user", "content": "17 + 25"}] if api == "chat" else "17 + 25"
+    answer, told = listen(OpenAIEngine(server.url, api=api), context)
+    assert told == [" ", "4", "2"]
+    assert (answer.ids, answer.text, answer.finish) == (None, " 42", FinishReason.EOS)
+
+
+@pytest.mark.parametrize("has_ids", [True, False])
+def test_a_stream_that_breaks_off_says_what_was_told(server, has_ids):
+    server.break_off = 2
+    engine = OpenAIEngine(server.url, vocabulary=VOCABULARY if has_ids else None)
+    error, told = listen(engine, VOCABULARY.encode("17") if has_ids else "17")
+    assert isinstance(error, EngineError) and "broke off an answer" in str(error) and server.url in str(error)
+    if has_ids:
+        assert (told, error.written.ids) == ([[ALL[0]], [ALL[1]]], ALL[:2])
+        assert error.written.text == VOCABULARY.decode(ALL[:2])
+    else:
+        assert (told, error.written.ids, error.written.text) == ([" ", "4"], None, " 4")
+    assert len(server.requests) == 1  # what was told cannot be taken back, so it is not asked again
+
+
+def stream(ending, *chunks):
+    return lambda handler: handler.stream(chunks, ending)
+
+
+FIRST = {"choices": [{"index": 0, "text": " 4", "finish_reason": None}]}
+OUT = b'data: {"error": {"message": "out of memory"}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "fault", [reply(503, b""), drop, stream(b""), stream(OUT), stream(b"data: <html>\n\n")], ids=range(5)
+)
+def test_a_stream_that_fails_before_its_first_token_is_asked_for_again(server, fault):
+    server.faults = [fault]
+    answer, told = listen(OpenAIEngine(server.url), "17")
+    assert answer.text == "".join(told) == " 42" and len(server.requests) == 2
+    server.faults, server.requests[:] = [fault] * 2, []
+    error, told = listen(OpenAIEngine(server.url, max_retries=1), "17")
+    assert isinstance(error, EngineError) and error.written is None and not told
+    assert len(server.requests) == 2 and server.url in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        (b"data: [DONE]\n\n", "without a finish_reason"),
+        (OUT, "out of memory"),
+        (b"data: <html>\n\n", "broke off"),
+        (b'data: {"choices": [{"text": 3}]}\n\n', "it sent"),
+    ],
+)
+def test_a_stream_that_turns_into_nonsense_is_one_sentence(server, ending, words):
+    server.faults = [stream(ending, FIRST)]
+    error, told = listen(OpenAIEngine(server.url), "17")
+    assert isinstance(error, EngineError) and words in str(error) and "\n" not in str(error)
+    assert told == [" 4"] and error.written.text == " 4" and len(server.requests) == 1
 
 
 @pytest.mark.parametrize("has_ids", [True, False])

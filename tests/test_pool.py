@@ -135,6 +135,39 @@ def test_a_wrong_request_is_nobodys_failure(servers, pool):
     assert [len(server.requests) for server in servers] == [3, 2]
 
 
+def test_a_listener_of_a_pool_hears_each_token_once(servers, pool):
+    told = [[] for _ in range(6)]
+
+    async def ask(heard):
+        return await pool.generate(VOCABULARY.encode("Q:"), 16, (), GREEDY, heard.append)
+
+    answers = run(pool, *map(ask, told))
+    assert all(servers[k].requests for k in (0, 1))
+    for answer, heard in zip(answers, told, strict=True):
+        assert sum(heard, []) == answer.ids == [*VOCABULARY.encode(" 42"), VOCABULARY.eos_id]
+
+
+def test_a_stream_whose_server_dies_before_its_first_token_goes_to_another(servers, pool):
+    servers[0].break_off, told = 0, []
+    answer = run(pool, pool.generate(VOCABULARY.encode("Q:"), 16, (), GREEDY, told.append))[0]
+    assert sum(told, []) == answer.ids == [*VOCABULARY.encode(" 42"), VOCABULARY.eos_id]
+    assert [len(server.requests) for server in servers] == [1, 1]
+
+
+def test_a_stream_whose_server_dies_in_the_middle_is_not_told_twice(servers, pool):
+    servers[0].break_off, told = 2, []
+
+    async def ask():
+        with pytest.raises(EngineError, match="broke off an answer") as caught:
+            await pool.generate(VOCABULARY.encode("Q:"), 16, (), GREEDY, told.append)
+        next_one = await pool.generate(VOCABULARY.encode("Q:"), 16, (), GREEDY)  # the dead one is left out
+        return caught.value, next_one
+
+    error, next_one = run(pool, ask())[0]
+    assert sum(told, []) == error.written.ids == VOCABULARY.encode(" 42")[:2]
+    assert next_one.text == " 42" and [len(server.requests) for server in servers] == [1, 1]
+
+
 def test_when_all_are_down_it_is_one_sentence(servers, pool, monkeypatch):
     monkeypatch.setattr(pool_module, "_FIRST_PAUSE_S", 0.05)
     for k in (0, 1):

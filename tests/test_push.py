@@ -10,10 +10,12 @@ import pytest
 from hub_server import HubServer, card_data, card_faults
 from huggingface_hub import DatasetCard, ModelCard
 
+from relay_trl.costs import load_costs
 from relay_trl.data.warmup import write_jsonl
 from relay_trl.dataset_card import read_rows, write_dataset_card
-from relay_trl.evaluation.answers import Answer, AnswerFile
+from relay_trl.evaluation.answers import Answer, AnswerFile, read_run
 from relay_trl.evaluation.publishing import card_contents
+from relay_trl.evaluation.report import write_report
 from relay_trl.hub import RelayRecord, save_record, write_model_card
 from relay_trl.trace import Author, Span, StopReason, Trace
 from relay_trl.upload import PushConfig, licence_of, model_files, push, refuse_secrets
@@ -100,13 +102,33 @@ def test_a_card_made_from_a_run(tmp_path):
     assert card_faults(text) == []
     assert "| gsm8k, 8 problems | relay | 62.5 % | 25.0-87.5 % | 0.0 % | 0.0 % |" in text
     assert "| gsm8k, 8 problems | teacher | 100.0 % | 100.0-100.0 % | 100.0 % | 0.0 % |" in text
-    assert "recovers 50.0 % of the gap" in text
+    assert "recovers 50.0 % of the gap" in text and "cost of 1,000 answers" not in text
     assert "| me/base | apache-2.0 |\n| me/teacher | not stated in its card |" in text
     (accuracy, share) = ModelCard(text).data.eval_results
     assert (accuracy.dataset_type, accuracy.metric_value, share.metric_value) == ("openai/gsm8k", 0.625, 0.0)
     for name in ("images/training.png", "images/shares.png"):
         assert f"]({name})" in text and (tmp_path / "card" / name).read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "card" / "images").iterdir()) == ["shares.png", "training.png"]
+
+
+def test_a_card_has_the_money_of_a_priced_evaluation(tmp_path):
+    folders = [evaluated(tmp_path / name) for name in ("one", "two")]
+    prices = tmp_path / "prices.yaml"
+    for folder, factor in zip(folders, (1, 2), strict=True):
+        prices.write_text(
+            f"currency: EUR\nstudent: {{read: 1, write: {3 * factor}}}\nteacher: {{read: 1, write: 300000}}\n"
+        )
+        write_report([read_run(folder)], folder, costs=load_costs(str(prices)))
+    contents = card_contents(str(tmp_path), [str(folders[0])], tmp_path / "card")
+    text = write_model_card(tmp_path / "card", RelayRecord(), "m", **contents).read_text()
+    assert card_faults(text) == []
+    header = next(line for line in text.splitlines() if line.startswith("| benchmark | method"))
+    assert header.endswith("| cost of 1,000 answers |")
+    # Two tokens an answer; nothing was read
+    assert "| relay | 62.5 % | 25.0-87.5 % | 0.0 % | 0.0 % | 0.006 EUR |" in text
+    assert "| teacher | 100.0 % | 100.0-100.0 % | 100.0 % | 0.0 % | 600 EUR |" in text
+    with pytest.raises(ValueError, match="one and .*two were given different prices"):
+        card_contents(str(tmp_path), list(map(str, folders)), tmp_path / "card")
 
 
 def test_a_run_without_evaluation_shows_its_log(tmp_path):

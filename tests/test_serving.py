@@ -8,6 +8,7 @@ import openai
 import pytest
 from scripted_relay import BYTE_LEVEL, END, LETTERS, scripted
 from serving_for_tests import chat, pair_of, pieces, post, serving
+from test_call_bias import VOCABULARIES, RandomStudent
 
 from relay_trl.engines.base import EngineError
 from relay_trl.trace import Author
@@ -56,6 +57,29 @@ def test_an_answer_with_a_call(told):
     assert usage.completion_tokens == usage.student_tokens + usage.teacher_tokens
 
 
+def test_usage_says_what_both_models_read(told):
+    with serving(pair_of(turns("ab<call>3</call>", "gh" + END), turns("def"))) as server:
+        usage = told(server, text="Q:")[-1]
+        first, second = len("Q:"), len("Q:ab<call>3</call>def")
+        assert (usage.student_read_tokens, usage.teacher_read_tokens) == (first + second, len("Q:ab"))
+        assert (usage.student_cached_tokens, usage.teacher_cached_tokens) == (0, 0)  # a scripted engine has no cache
+        assert usage.prompt_tokens == len("Q:")
+
+
+@pytest.mark.parametrize(("stop", "unknown"), [("b", "student"), ("e", "teacher")])
+def test_what_a_turn_that_a_stop_string_cut_short_read_is_not_made_up(told, stop, unknown):
+    with serving(pair_of(turns("ab<call>3</call>", "gh" * 9), turns("def"))) as server:
+        usage = told(server, text="Q:", stop=[stop])[-1]
+        read = {"student": usage.student_read_tokens, "teacher": usage.teacher_read_tokens}
+        assert read.pop(unknown) is None and list(read.values()) == [0 if unknown == "student" else len("Q:")]
+
+
+def test_what_an_engine_does_not_tell_is_null():
+    with serving(pair_of(turns("a<call>1</call>", "b" + END), scripted(None, "t"))) as server:
+        usage = chat(server).usage
+        assert usage.teacher_tokens == 1 and usage.teacher_read_tokens is None and usage.teacher_cached_tokens is None
+
+
 def test_commands_are_shown_when_asked_for(told):
     with serving(pair_of(turns("ab<call>3</call>", END), turns("def"))) as server:
         assert told(server, show_commands=True)[1] == "ab<call>3</call>def"
@@ -88,6 +112,19 @@ def test_limits_of_a_request(options, text):
     answer = answers("ab<call>2</call>gh" + END, "gh" + END, teacher=["def"], **options)
     assert answer.choices[0].message.content == text
     assert answer.usage.calls == 1
+
+
+def test_the_dial_of_calls_is_the_requests_own():
+    def calls(server, **options):
+        return [chat(server, seed=seed, max_tokens=40, **options).usage.calls for seed in range(8)]
+
+    vocabulary = VOCABULARIES["byte_level"]
+    with serving(pair_of(RandomStudent(vocabulary), scripted(vocabulary, *["T"] * 999))) as server:
+        trained, never, rarely = calls(server), calls(server, call_bias=-100), calls(server, call_bias=-8)
+        often, always = calls(server, call_bias=8), calls(server, call_bias=100)
+        assert calls(server, call_bias=0) == calls(server, call_bias=None) == calls(server) == trained
+    assert sum(never) == 0 and sum(rarely) <= sum(trained) <= sum(often) <= sum(always)
+    assert sum(rarely) < sum(often) and min(always) >= 1
 
 
 def test_max_tokens_cuts(told):

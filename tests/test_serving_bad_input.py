@@ -85,6 +85,8 @@ def test_a_body_that_is_no_json_object(server, body):
         ({"max_call_tokens": 0}, "max_call_tokens"),
         ({"max_teacher_tokens": -1}, "max_teacher_tokens"),
         ({"call_bias": 101}, "call_bias"),
+        ({"call_bias": -101}, "call_bias"),
+        ({"call_bias": "never"}, "call_bias"),
         ({"use_teacher": "no"}, "use_teacher"),
     ],
 )

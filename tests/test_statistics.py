@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from relay_trl.evaluation.costs import (
+from relay_trl.costs import (
     ModelCosts,
     PriceTable,
     Usage,
@@ -125,7 +125,8 @@ def test_what_is_unknown_makes_the_sum_unknown_and_no_more():
     ("text", "message"),
     [
         ("student: {parametres: 3}", "student has parametres; known are parameters, read, cached, write"),
-        ("teacher: {read: -1}", "teacher.read is -1; it must be a number of at least 0"),
+        ("teacher: {read: -1}", "teacher.read is -1; it must be a finite number of at least 0"),
+        ("teacher: {read: .inf}", "teacher.read is inf"),
         ("teacher: {read: much}", "teacher.read is 'much'"),
         ("prices: {}", "must have the fields currency, student, teacher"),
         ("student: [", "no valid YAML"),

@@ -88,7 +88,7 @@ class EvaluationConfig(TeacherFields):
         training_logs (`list[str]`, *optional*): trainers' output folders whose curves are plotted; `None` takes the
             student's, if it has a `trainer_state.json`.
         pages_answers (`int`, defaults to `1500`): most answers on the pages of rollouts.
-        costs (`str`, *optional*): YAML with parameters and prices of both models, see `evaluation/costs.py`.
+        costs (`str`, *optional*): YAML with parameters and prices of both models, see `relay_trl/costs.py`.
         num_processes (`int`, defaults to `1`): processes that share the problems, each with its own student (and a
             teacher, unless that is a server) and, where there are GPUs, each on its own.
         shard (`str`, *optional*): what one of several processes gets, such as `"0/4"`; set by `num_processes`.

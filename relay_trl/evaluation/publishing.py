@@ -3,16 +3,18 @@
 Owns which figures are shown. The numbers are `summaries.py`'s, the card's words `hub.py`'s.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..costs import NO_PRICES, ModelCosts, PriceTable
 from ..data.registry import SOURCES
 from .answers import read_run
 from .plots import plot_shares, save_figure
 from .results import summarize
 from .summaries import Summary
-from .tables import notes
+from .tables import notes, number
 from .training_plots import plot_training, read_log
 
 
@@ -25,10 +27,10 @@ def card_contents(model: str, evaluations: Sequence[str], folder: str | Path) ->
         folder (`str` or `Path`): the card's.
 
     Raises:
-        FileNotFoundError, ValueError: an evaluation cannot be read.
+        FileNotFoundError, ValueError: an evaluation cannot be read, or two were given different prices.
     """
     runs = [read_run(Path(path), Path(path).resolve().name) for path in evaluations]
-    summaries = summarize(runs)
+    summaries = summarize(runs, prices=given_prices(evaluations))
     try:
         log = read_log(model)
     except FileNotFoundError:
@@ -54,9 +56,31 @@ def card_contents(model: str, evaluations: Sequence[str], folder: str | Path) ->
     }
 
 
+def given_prices(evaluations: Sequence[str]) -> PriceTable:
+    """The price table that evaluations were given, from their `results.json`; an empty one where none was.
+
+    Raises:
+        ValueError: two of them were given different ones.
+    """
+    found: dict[str, PriceTable] = {}
+    for folder in evaluations:
+        path = Path(folder) / "results.json"
+        given = json.loads(path.read_text(encoding="utf-8")).get("costs") if path.is_file() else None
+        if given is not None:
+            models = (ModelCosts(**given[name]) for name in ("student", "teacher"))
+            found[folder] = PriceTable(*models, currency=given["currency"])
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{' and '.join(found)} were given different prices (costs); run recipes/evaluate.py again with one file for all."
+        )
+    return next(iter(found.values()), NO_PRICES)
+
+
 def card_row(summary: Summary) -> dict[str, Any]:
     """A row of the card's table of results."""
     source = SOURCES.get(summary.benchmark)
+    costs = summary.costs
+    is_priced = costs is not None and costs.money is not None
     return {
         "benchmark": f"{summary.benchmark}, {summary.problems} problems",
         "dataset": source.hub_id if source else None,
@@ -66,6 +90,7 @@ def card_row(summary: Summary) -> dict[str, Any]:
         "interval": None if summary.low is None else [summary.low, summary.high],
         "teacher_share": summary.teacher_share,
         "call_rate": summary.call_rate,
+        **({"cost": f"{number(1000 * costs.money)} {costs.currency}"} if is_priced else {}),
     }
 
 

@@ -15,9 +15,9 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..costs import NO_PRICES, PriceTable
 from .answers import Run
 from .call_plots import called_answers, plot_difficulty, plot_lengths, plot_places
-from .costs import NO_PRICES, PriceTable
 from .pages import write_pages
 from .plots import inline_svg, plot_shares, save_figure
 from .results import Results, evaluate_runs
@@ -118,8 +118,8 @@ def _latex_table(table: Table) -> str:
     )
 
 
-def to_json(results: Results, runs: Sequence[Run] = ()) -> str:
-    """Summaries, comparisons, and the settings of the runs that they come from, as JSON."""
+def to_json(results: Results, runs: Sequence[Run] = (), costs: PriceTable = NO_PRICES) -> str:
+    """Summaries, comparisons, the settings of the runs that they come from, and parameters and prices, as JSON."""
     compared = [
         {"benchmark": benchmark, "first": first, "second": second, **asdict(comparison)}
         for benchmark, first, second, comparison in results.comparisons
@@ -128,6 +128,7 @@ def to_json(results: Results, runs: Sequence[Run] = ()) -> str:
         "results": [_finite(asdict(summary)) for summary in results.summaries],
         "comparisons": compared,
         "settings": {run.name: run.settings for run in runs},
+        "costs": None if costs == NO_PRICES else asdict(costs),
     }
     return json.dumps(data, indent=2) + "\n"
 
@@ -186,6 +187,6 @@ def write_report(
             drawings.append((inline_svg(svg, caption), caption))
     (folder / "results.md").write_text(to_markdown(results), encoding="utf-8")
     (folder / "results.tex").write_text(to_latex(results), encoding="utf-8")
-    (folder / "results.json").write_text(to_json(results, runs), encoding="utf-8")
+    (folder / "results.json").write_text(to_json(results, runs, costs), encoding="utf-8")
     write_pages(folder, runs, results, every_table(results), drawings, title, max_answers)
     return results.summaries

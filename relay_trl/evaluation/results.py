@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..costs import NO_PRICES, PriceTable, fill_parameters
 from ..data.registry import PAPER_SIX
 from .answers import Answer, Run
-from .costs import NO_PRICES, PriceTable, fill_parameters
 from .statistics import Comparison, compare, headline, interval_of, resampled_means
 from .summaries import Cell, Summary, mean, problem_of, summarize_group, summarize_method
 

@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..costs import Costs, PriceTable, usage_costs
 from ..trace import Outcome
 from .answers import Answer, Run
-from .costs import Costs, PriceTable, usage_costs
 from .statistics import bootstrap_interval, pass_at_k
 
 Interval: TypeAlias = tuple[float, float]

@@ -120,7 +120,7 @@ async def answer(
                 reader(span.author, span.text, len(span.ids))
     reader.close()
     if trace.stop is None:
-        _close_last_call(trace, reader)
+        _close_cut_turn(trace, reader)
     return Answer(trace, reader.spans, reader.is_stopped)
 
 
@@ -142,9 +142,14 @@ def choice_seed(seed: int | None, index: int) -> int | None:
     return seed if index == 0 else turn_seed(seed, -index)
 
 
-def _close_last_call(trace: Trace, reader: Reader):
-    """Says of a call whose answer a stop string cut short what the reader got of it."""
+def _close_cut_turn(trace: Trace, reader: Reader):
+    """Says what is known of the turn that a stop string cut short: of a call, what the reader got of it. What the model read
+    for it is not known, for an engine tells that at the end.
+    """
     call = trace.calls[-1] if trace.calls else None
-    if call is not None and call.granted and call.outcome is Outcome.DENIED:
-        call.outcome = Outcome.ANSWERED
-        call.delivered = reader.tokens_of(Author.TEACHER) - trace.teacher_tokens
+    if call is None or not call.granted or call.outcome is not Outcome.DENIED:
+        trace.student_read.add(None, None)
+        return
+    trace.teacher_read.add(None, None)
+    call.outcome = Outcome.ANSWERED
+    call.delivered = reader.tokens_of(Author.TEACHER) - trace.teacher_tokens

@@ -19,13 +19,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..call_bias import NEVER
+from ..costs import PriceTable
 from ..engines.base import EngineError
 from ..redaction import mask_credentials
 from ..relay import RelayConfig, RelayPrompt
 from .answer import Question, answer, choice_seed, ended_together
 from .limits import Admission, Keys, cancelled_by_hang_up, read_body
 from .metrics import Metrics
-from .page import Prices, render_chat_page
+from .page import render_chat_page
 from .pair import Pair, PromptError
 from .protocol import MIN_BIAS, AnyRequest, ApiError, ChatRequest, CompletionRequest, parse
 from .protocol import Request as Asked
@@ -64,7 +65,7 @@ class RelayServer:
         model (`str`): the name it is served under.
         keys (`list[str]`): API keys; none lets everybody ask.
         limits ([`Limits`]).
-        prices ([`Prices`], *optional*): for the page at `/`.
+        prices ([`PriceTable`], *optional*): for the page at `/`.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class RelayServer:
         model: str,
         keys: list[str] = [],  # noqa: B006
         limits: Limits = Limits(),
-        prices: Prices | None = None,
+        prices: PriceTable | None = None,
     ):
         self.pair = pair
         self.model = model

@@ -15,14 +15,28 @@ const DIAL = [
 ];
 
 const turns = []; // what was said, for the next question
-const total = { student: 0, teacher: 0, calls: 0 };
+const NOTHING = { student: 0, teacher: 0, calls: 0, paid: 0, alone: 0, isWhole: true };
+const total = { ...NOTHING };
 let underWay = null; // the AbortController of the answer that is being written
 
 // --- what it costs ---
 
-function money(student, teacher) {
-  if (!about.prices) return null;
-  return (student * about.prices.student + teacher * about.prices.teacher) / 1e6;
+/** Writes into a count what it costs. What is unknown of the reading is left out, or taken as cached: `isWhole` is false. */
+function price(count, usage) {
+  if (!about.prices) return;
+  count.isWhole = true;
+  const cost = (name, written, read, cached) => {
+    const prices = about.prices[name];
+    if (read !== 0 && (read === null || cached === null || prices.read === null)) count.isWhole = false;
+    const all = read ?? 0;
+    const fromCache = Math.min(cached ?? all, all);
+    return ((all - fromCache) * prices.read + fromCache * prices.cached + written * prices.write) / 1e6;
+  };
+  const { student_read_tokens: s = null, student_cached_tokens: sc = null } = usage ?? {};
+  const { teacher_read_tokens: t = null, teacher_cached_tokens: tc = null } = usage ?? {};
+  count.paid = cost("student", count.student, s, sc) + cost("teacher", count.teacher, t, tc);
+  const prompt = usage?.prompt_tokens ?? 0;
+  count.alone = (prompt * about.prices.teacher.read + (count.student + count.teacher) * about.prices.teacher.write) / 1e6;
 }
 
 function shownMoney(value) {
@@ -30,14 +44,16 @@ function shownMoney(value) {
   return `${value.toFixed(digits)} ${about.prices.currency}`;
 }
 
-function costWords({ student, teacher, calls }, isTotal = false) {
+function costWords({ student, teacher, calls, paid, alone, isWhole }, isTotal = false) {
   const all = student + teacher;
   const words = [
     `${all ? ((100 * teacher) / all).toFixed(teacher && teacher < all / 10 ? 1 : 0) : 0} % by the teacher (${teacher} of ${all} tokens)`,
     `${calls} ${calls === 1 ? "call" : "calls"}`,
   ];
-  const paid = money(student, teacher);
-  if (paid !== null) words.push(isTotal ? `${shownMoney(paid)} (teacher alone ${shownMoney(money(0, all))})` : shownMoney(paid));
+  if (about.prices) {
+    const shown = `${isWhole ? "" : "at least "}${shownMoney(paid)}`;
+    words.push(isTotal ? `${shown} (teacher alone about ${shownMoney(alone)})` : shown);
+  }
   return words;
 }
 
@@ -50,7 +66,7 @@ function showTotal() {
 
 class Answer {
   constructor() {
-    this.count = { student: 0, teacher: 0, calls: 0 };
+    this.count = { ...NOTHING };
     this.text = "";
     this.author = null;
     this.node = element("article", "answer writing");
@@ -74,7 +90,8 @@ class Answer {
     this.showCost();
   }
 
-  showCost() {
+  showCost(usage = null) {
+    price(this.count, usage);
     const all = this.count.student + this.count.teacher;
     const share = element("span", "share");
     const part = element("b");
@@ -87,7 +104,7 @@ class Answer {
   /** The end: the server's own count where there is one, and what the reader should know. */
   close(usage, notes) {
     if (usage) Object.assign(this.count, { student: usage.student_tokens, teacher: usage.teacher_tokens, calls: usage.calls });
-    this.showCost();
+    this.showCost(usage);
     for (const note of notes) this.cost.append(element("span", "note", note));
     if (this.text) {
       const copy = element("button", "quiet", "Copy");
@@ -106,7 +123,8 @@ class Answer {
     this.node.classList.remove("writing");
     this.node.setAttribute("aria-busy", "false");
     if (!this.node.isConnected) return; // another chat has begun
-    for (const name of ["student", "teacher", "calls"]) total[name] += this.count[name];
+    for (const name of ["student", "teacher", "calls", "paid", "alone"]) total[name] += this.count[name];
+    total.isWhole &&= this.count.isWhole;
     showTotal();
   }
 
@@ -264,7 +282,7 @@ fields.bias.addEventListener("input", showDial);
 find(".fresh").addEventListener("click", () => {
   underWay?.abort();
   turns.length = 0;
-  Object.assign(total, { student: 0, teacher: 0, calls: 0 });
+  Object.assign(total, NOTHING);
   talk.replaceChildren();
   find(".welcome").hidden = false;
   showTotal();

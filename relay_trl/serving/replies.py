@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
 
+from ..trace import Reading
 from .answer import Answer
 from .protocol import ApiError
 from .reader import Delta
@@ -103,7 +104,7 @@ def refusal(error: ApiError) -> Response:
 
 
 def usage(answers: list[Answer], prompt_tokens: int) -> dict[str, Any]:
-    """What all answers to a request took. The prompt is read once."""
+    """What all answers to a request took. `prompt_tokens` counts the prompt once; what each model read is over all turns."""
     student = sum(answer.student_tokens for answer in answers)
     teacher = sum(answer.teacher_tokens for answer in answers)
     return {
@@ -113,7 +114,16 @@ def usage(answers: list[Answer], prompt_tokens: int) -> dict[str, Any]:
         "student_tokens": student,
         "teacher_tokens": teacher,
         "calls": sum(len(answer.calls) for answer in answers),
+        **_read("student", [answer.trace.student_read for answer in answers]),
+        **_read("teacher", [answer.trace.teacher_read for answer in answers]),
     }
+
+
+def _read(name: str, parts: list[Reading]) -> dict[str, int | None]:
+    read = Reading()
+    for part in parts:
+        read.add(part.tokens, part.cached)
+    return {f"{name}_read_tokens": read.tokens, f"{name}_cached_tokens": read.cached}
 
 
 def _span(span: Delta) -> dict[str, Any]:

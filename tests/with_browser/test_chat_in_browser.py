@@ -5,9 +5,9 @@ from scripted_relay import BYTE_LEVEL, END, scripted
 from served import served
 from serving_for_tests import pair_of
 
+from relay_trl.costs import ModelCosts, PriceTable, Usage, with_prices
 from relay_trl.engines.base import EngineError
 from relay_trl.serving.app import Limits, RelayServer
-from relay_trl.serving.page import Prices
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -33,7 +33,8 @@ def finished(page, count=1):
 
 def test_an_answer_shows_who_wrote_what_and_what_it_cost(open_page):
     student = ("78*6=<call>3</call>", ";+49=517" + END, ATTACK + END)
-    app, says = app_of(student, ["468"], prices=Prices(1.0, 10.0))
+    prices = PriceTable(ModelCosts(None, 0.5, 0.1, 1.0), ModelCosts(None, 4.0, None, 10.0))
+    app, says = app_of(student, ["468"], prices=prices)
     with served(app) as url:
         page = open_page(url)
         assert page.title() == "my-student" and page.locator("textarea").evaluate("e => e === document.activeElement")
@@ -45,7 +46,14 @@ def test_an_answer_shows_who_wrote_what_and_what_it_cost(open_page):
         teacher = len(BYTE_LEVEL.encode("468"))
         cost = answer.locator(".cost").inner_text()
         assert f"({teacher} of {tokens + teacher} tokens)" in cost and "1 call" in cost
-        assert float(cost.partition("call")[2].split()[0]) == pytest.approx((tokens + 10 * teacher) / 1e6, rel=0.05)
+        prompt = len(BYTE_LEVEL.encode("78*6+49="))
+        read = sum(map(len, says.contexts))
+        alone = len(BYTE_LEVEL.encode("78*6+49=78*6="))  # what the teacher was shown
+        paid = with_prices(Usage(tokens, read, 0), Usage(teacher, alone, 0), prices).money
+        assert "at least" not in cost
+        assert float(cost.partition("call")[2].split()[0]) == pytest.approx(paid, rel=0.05)
+        said = page.locator(".total").inner_text().partition("alone about ")[2]
+        assert float(said.split()[0]) == pytest.approx((4 * prompt + 10 * (tokens + teacher)) / 1e6, rel=0.05)
         answer.get_by_role("button", name="Copy").click()
         page.get_by_role("button", name="Copied").wait_for()
         assert page.evaluate("navigator.clipboard.readText()") == "78*6=468;+49=517"
@@ -94,7 +102,8 @@ def test_the_dial_commands_and_memory_reach_the_server(open_page):
 
 
 def test_stopping(open_page):
-    app, says = app_of(["abcdefgh" * 20 + END, "done" + END], delay_s=0.1)
+    prices = PriceTable(ModelCosts(read=1.0, write=1.0), ModelCosts(write=1.0))
+    app, says = app_of(["abcdefgh" * 20 + END, "done" + END], delay_s=0.1, prices=prices)
     with served(app) as url:
         page = open_page(url)
         for way in (lambda: page.keyboard.press("Escape"), lambda: page.get_by_role("button", name="Stop").click()):
@@ -102,7 +111,8 @@ def test_stopping(open_page):
             page.wait_for_function("() => document.querySelector('.answer.writing .said')?.textContent.length > 2")
             way()
             answer = finished(page, page.locator(".answer").count())
-            assert "stopped" in answer.locator(".cost").inner_text()
+            cost = answer.locator(".cost").inner_text()
+            assert "stopped" in cost and "at least" in cost  # what was read is told at the end only
             assert page.locator(".send").inner_text() == "Send"
 
 

@@ -135,6 +135,29 @@ def test_a_stop_string_may_end_inside_a_token(vllm_engine, prompt_ids):
     assert_stops_inside_a_token(vllm_engine, prompt_ids)
 
 
+@pytest.mark.parametrize("has_stop", [False, True])
+def test_a_listener_hears_the_tokens_as_they_are_written(vllm_engine, prompt_ids, ending_seed, has_stop):
+    [free] = sample(vllm_engine, prompt_ids, [ending_seed], 60)
+    letters = [vllm_engine.vocabulary.decode([token]) for token in free.ids[:-1]]
+    # As in a relay, a stop string that is not met: vLLM then holds back the text, but not the ids
+    never = "<call>"
+    met = next(text for text in letters[3:] if text.isascii() and text not in "".join(letters[:3]))
+    for stop in ((met,), (never,)) if has_stop else ((),):
+        told = []
+
+        async def listened(stop=stop, told=told):
+            sampling = Sampling(temperature=1.0, seed=ending_seed)
+            heard = vllm_engine.generate(prompt_ids, 60, stop, sampling, told.append)
+            silent = vllm_engine.generate(prompt_ids, 60, stop, sampling)
+            return await asyncio.gather(heard, silent)
+
+        heard, silent = asyncio.run(listened())
+        assert [token for piece in told for token in piece] == heard.ids == silent.ids
+        assert heard.finish is (FinishReason.STOP if stop == (met,) else FinishReason.EOS)
+        assert len(told) > 1 and all(len(piece) == 1 for piece in told), "not told step by step"
+    assert not vllm_engine._listeners
+
+
 def test_an_abandoned_request_is_aborted(vllm_engine, prompt_ids):
     async def abandon():
         task = asyncio.create_task(vllm_engine.generate(prompt_ids, 400, (), Sampling(seed=1)))

@@ -10,6 +10,7 @@ cache takes none.
 """
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from ..trace import Reading, Trace
+from .trace import Reading, Trace
 
 _PRICES = ("read", "cached", "write")
 _MILLION = 1_000_000
@@ -155,7 +156,7 @@ def load_costs(path: str | None) -> PriceTable:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such YAML, or has a field that is unknown or no number of at least 0.
+        ValueError: it is no such YAML, or has a field that is unknown or no finite number of at least 0.
     """
     if path is None:
         return NO_PRICES
@@ -185,8 +186,8 @@ def _number(value, where: str) -> float | None:
         number = float(value)  # YAML takes 8.2e9 for a text
     except (TypeError, ValueError):
         number = -1.0
-    if not number >= 0:
-        raise ValueError(f"{where} is {value!r}; it must be a number of at least 0.")
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{where} is {value!r}; it must be a finite number of at least 0.")
     return number
 
 
