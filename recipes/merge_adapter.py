@@ -4,6 +4,7 @@ python recipes/merge_adapter.py --adapter runs/lora --output_dir runs/merged
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from relay_trl.cli import RecipeParser, run
 from relay_trl.hub import load_record, save_record
@@ -17,18 +18,27 @@ class MergeConfig:
 
     Args:
         adapter (`str`): the folder that a training with `use_peft` wrote.
-        output_dir (`str`): where the whole model goes.
-        dtype (`str`, defaults to `"bfloat16"`): of the merged weights.
+        output_dir (`str`): where the whole model goes; a new or an empty folder.
+        dtype (`str`, defaults to `"bfloat16"`): of the merged weights, `bfloat16`, `float16` or `float32`.
+
+    Raises:
+        ValueError: the dtype is none of these.
     """
 
     adapter: str = field(metadata={"help": "Folder of the adapter."})
     output_dir: str = field(metadata={"help": "Where the whole model goes."})
     dtype: str = field(default="bfloat16", metadata={"help": "Of the merged weights."})
 
+    def __post_init__(self):
+        if self.dtype not in ("bfloat16", "float16", "float32"):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be bfloat16, float16 or float32.")
+
 
 def main():
     (config,) = RecipeParser(MergeConfig).parse()
     check_output(config.output_dir)
+    if any(Path(config.output_dir).iterdir()):
+        raise ValueError(f"output_dir: {config.output_dir} is not empty; give a new folder, or empty this one first.")
     save_merged(config.adapter, config.output_dir, config.dtype)
     record = load_record(config.adapter)
     if record is not None:

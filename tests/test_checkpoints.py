@@ -2,8 +2,12 @@
 
 import json
 import logging
+import re
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +22,7 @@ from trainers_for_tests import (
     rows,
     student_folder,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
 from relay_trl.cli import check_teacher_context
@@ -28,6 +32,7 @@ from relay_trl.training.checkpoints import MARK, bytes_of_checkpoints, check_out
 from relay_trl.training.lora import lora_config, save_merged
 from relay_trl.vocabulary import Vocabulary
 
+ROOT = Path(__file__).parents[1]
 MIXED = ("right", "call, right", "wrong", "call, wrong")
 
 
@@ -207,3 +212,60 @@ def test_merging_at_the_end(tmp_path):
     trainer.save_student()
     assert (tmp_path / "model.safetensors").is_file() and not (tmp_path / "adapter_config.json").exists()
     assert "library_name: transformers" in (tmp_path / "README.md").read_text()
+
+
+@pytest.fixture
+def adapter_folder(run, tmp_path):
+    """What a LoRA training saved, on a base in a folder of its own."""
+    base = shutil.copytree(student_folder(), tmp_path / "base")
+    folder = shutil.copytree(run[0] / "checkpoint-3", tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
+    return folder
+
+
+def merge(*options):
+    command = [sys.executable, "recipes/merge_adapter.py", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_recipe_merges_what_was_trained(run, adapter_folder, tmp_path):
+    options = ("--adapter", adapter_folder, "--output_dir", tmp_path / "merged")
+    status, said, error = merge(*options, "--dtype", "float32")
+    assert status == 0 and f"The merged model is in {tmp_path / 'merged'}." in said, error
+    merged, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), load_tokenizer()
+    ids = torch.tensor([tokenizer("12*3")["input_ids"] + tokenizer.convert_tokens_to_ids(["<call>", "</call>"])])
+    with torch.no_grad():
+        assert torch.allclose(merged(input_ids=ids).logits, run[1].model(input_ids=ids).logits, atol=1e-4)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == len(tokenizer)
+    status, _, error = merge(*options)
+    assert status == 1 and error.count("\n") == 1 and "merged is not empty; give a new folder" in error
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("adapter", r"has no adapter_config\.json, so there is no adapter in it to merge"),
+        ("width", r"was trained on another model than \S+/base is now \(size mismatch for .*; put that model back"),
+        (
+            "depth",
+            r"was trained on another model than \S+/base is now \(\d+ weights such as \S+ are in one of them only\)",
+        ),
+        ("base", r"is an adapter of '\S+/base', which can be had from no folder and not from the Hub"),
+    ],
+)
+def test_the_recipe_refuses_in_one_sentence(adapter_folder, tmp_path, spoil, said):
+    base = tmp_path / "base"
+    if spoil == "adapter":
+        (adapter_folder / "adapter_config.json").unlink()
+    elif spoil == "base":
+        shutil.rmtree(base)
+    else:
+        config = AutoConfig.from_pretrained(base)
+        change = {"hidden_size": 2 * config.hidden_size} if spoil == "width" else {"num_hidden_layers": 1}
+        config.update(change | {"layer_types": config.layer_types[: change.get("num_hidden_layers")]})
+        AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    status, _, error = merge("--adapter", adapter_folder, "--output_dir", tmp_path / "merged")
+    sentences = [line for line in error.splitlines() if "error:" in line]
+    assert status == 1 and "Traceback" not in error and len(sentences) == 1 and re.search(said, sentences[0]), error

@@ -7,6 +7,7 @@ A YAML of a recipe that this file does not know fails, so that nobody forgets it
 import json
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from relay_trl.training import RelayGRPOConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/*.yaml"))
+DAPO = ROOT / "recipes" / "configs" / "dapo_math"
 PAIRS = ("arithmetic", "lookups")  # their models are tiny already, and ship or are made by pretrain_pair.py
+CHAINED = ("dapo_math", "families")  # each GRPO YAML there names the stages before and after it
 ELSEWHERE = ("pretrain_", "reproduce", "train_citer", "filter", "serve")
 KINDS = ("build_warmup", "sft_warmup", "grpo_", "evaluate")
 TEMPLATE = (
@@ -64,6 +67,7 @@ def tiny(tmp_path_factory):
             facts = dict(known_models()[name])
             tokenizer = gemma() if "gemma" in facts["model_type"] else byte_level()
             tokenizer.chat_template = TEMPLATE
+            tokenizer.pad_token = tokenizer.eos_token  # or Qwen2's class adds one that the model has no row for
             small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
             small |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
             config = AutoConfig.for_model(
@@ -91,7 +95,7 @@ def data(tmp_path_factory):
     """A folder with a few rows of each set that the YAMLs name, under its own columns."""
     folder = tmp_path_factory.mktemp("data")
     rows = {
-        "dapo_math": {"prompt": "What is {} + 1?", "solution": "{}"},
+        "dapo_math": {"prompt": "Add 1 to {}.", "solution": "{}"},  # no problem of a benchmark: it is decontaminated
         "gsm8k_train": {"question": "What is {} + 1?", "answer": "It is\n#### {}"},
         "gsm8k": {"question": "What is {} + 1?", "answer": "It is\n#### {}"},
         "minerva": {"problem": "What is {} + 1?", "solution": "It is \\boxed{{{}}}"},
@@ -128,6 +132,23 @@ def teacher_server():
     server.close()
 
 
+@pytest.fixture(scope="module")
+def filtered(tmp_path_factory, data):
+    """Makes a filtered training set with the shipped YAML, once; keeps every problem, for the teacher is a random model."""
+    made = []
+
+    def make(start, teacher):
+        if not made:
+            folder = tmp_path_factory.mktemp("filtered")
+            small = {"samples": 2, "max_completion_length": 8, "min_pass_rate": 0}
+            small |= {"teacher_backend": "transformers", "data_dir": data, "output_dir": folder}
+            start("filter_by_teacher", DAPO / "filter_by_teacher_1gpu.yaml", teacher=teacher, **small)
+            made.append(folder / "train.jsonl")
+        return made[0]
+
+    return make
+
+
 CPU = {"use_cpu": "true", "bf16": "false", "disable_tqdm": "true", "max_steps": 2, "save_strategy": "no"}
 CPU |= {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
 
@@ -152,7 +173,7 @@ def run_warmup(start, path, student, data, folder):
 @pytest.mark.parametrize(
     "path", [p for p in CONFIGS if kind_of(p) in KINDS and p.parent.name not in PAIRS], ids=name_of
 )
-def test_two_steps(path, start, tiny, data, tmp_path, teacher_server):
+def test_two_steps(path, start, tiny, data, filtered, tmp_path, teacher_server):
     student, teacher = models_of(path)
     given, kind = yaml.safe_load(path.read_text()), kind_of(path)
     model = tiny(student)
@@ -184,6 +205,8 @@ def test_two_steps(path, start, tiny, data, tmp_path, teacher_server):
     else:
         changes = {"teacher": beside} if "teacher" in given else {}
         changes |= {"teacher_model": "tiny"} if beside == teacher_server else {}
+        if given["dataset"].endswith("/train.jsonl"):
+            changes["dataset"] = filtered(start, tiny("Qwen/Qwen3-8B"))
         start(
             "grpo_relay",
             path,
@@ -201,6 +224,43 @@ def test_two_steps(path, start, tiny, data, tmp_path, teacher_server):
             **CPU,
         )
         assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2
+
+
+def stages_of(path):
+    """The lines to type before and after a YAML's own, from its header: recipe and what it will be told."""
+    stages = []
+    for line in re.findall(r"^#.*?(recipes/\w+\.py --config .*)$", path.read_text(), re.M):
+        recipe, *words = shlex.split(re.split(r"   | \(|, then", line)[0])
+        over = dict(zip((word[2:] for word in words[::2]), words[1::2], strict=True))
+        config = over.pop("config")
+        if recipe != "recipes/plan.py" and "{" not in config:
+            given = yaml.safe_load((ROOT / config).read_text())
+            stages.append((Path(recipe).stem, given | over))
+    return stages
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if kind_of(p) == "grpo_" and p.parent.name in CHAINED], ids=name_of
+)
+def test_the_stages_of_its_header_hand_over_to_one_another(path):
+    given, stages = yaml.safe_load(path.read_text()), dict(stages_of(path))
+    assert given["dataset"] == stages["filter_by_teacher"]["output_dir"] + "/train.jsonl"
+    assert stages["filter_by_teacher"]["decontaminate"] and stages["grpo_relay"] == given
+    if "baseline" not in path.stem:
+        assert list(stages) == ["grpo_relay", "build_warmup", "sft_warmup", "filter_by_teacher", "evaluate"]
+        assert stages["sft_warmup"]["warmup_data"] == stages["build_warmup"]["output"]
+        assert stages["sft_warmup"]["model_name_or_path"] == stages["build_warmup"]["student"]
+        assert given["model_name_or_path"] == stages["sft_warmup"]["output_dir"]
+        assert len({stages[name]["prompt_template"] for name in list(stages)[:4]}) == 1
+    assert stages["evaluate"]["student"] == given["output_dir"]
+    served = re.search(r"vllm serve (\S+)", path.read_text())
+    assert stages["filter_by_teacher"]["teacher"] in (served and served[1], given.get("teacher"), "Qwen/Qwen3-8B")
+    for stage, model in (
+        ("filter_by_teacher", stages["filter_by_teacher"]["teacher"]),
+        ("evaluate", models_of(path)[0]),
+    ):
+        room = known_models().get(model, {}).get("max_position_embeddings", 10**6)  # SmolLM2's is short
+        assert int(stages[stage]["max_completion_length"]) < room
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from trl import ModelConfig, get_peft_config
 
@@ -88,18 +89,46 @@ def load_merged(folder: str | Path, dtype: str | torch.dtype = "float32", **kwar
         kwargs (`Any`): of `from_pretrained`, such as `trust_remote_code`.
 
     Raises:
-        FileNotFoundError: there is no adapter in `folder`.
+        FileNotFoundError: there is no adapter in `folder`, or its base is gone.
+        ValueError: its base is now another model.
     """
     path = Path(folder) / ADAPTER_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {ADAPTER_CONFIG}, so there is no adapter in it to merge.")
     adapter = json.loads(path.read_text(encoding="utf-8"))
     base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision, **kwargs)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision, **kwargs)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{folder} is an adapter of {base!r}, which can be had from no folder and not from the Hub ({reason}); put the "
+            f"model there, or set base_model_name_or_path in {path}."
+        ) from error
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # the warm-up gave the call tokens rows
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload(), tokenizer
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        _check_names(adapted, Path(folder))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"{folder} was trained on another model than {base} is now ({reason}); put that model back, or set "
+            f"base_model_name_or_path in {path}."
+        ) from error
+    return adapted.merge_and_unload(), tokenizer
+
+
+def _check_names(adapted: PeftModel, folder: Path):
+    """Refuses an adapter with weights that its base has no place for, or the other way round, which peft passes over."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as saved:
+        odd = set(saved.keys()) ^ set(get_peft_model_state_dict(adapted))
+    if odd:
+        raise ValueError(f"{len(odd)} weights such as {min(odd)} are in one of them only")
 
 
 def save_merged(folder: str | Path, output_dir: str | Path, dtype: str | torch.dtype = "float32", **kwargs: Any):
