@@ -96,7 +96,17 @@ def forked(*args, dies_after_s=None, **kwargs):
 def history(folder):
     """What was logged of each step, times left out."""
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    keys = ("loss", "relay/accuracy", "reward", "learning_rate", "eval_relay/accuracy", "step", "epoch", "num_tokens", "grad_norm")
+    keys = (
+        "loss",
+        "relay/accuracy",
+        "reward",
+        "learning_rate",
+        "eval_relay/accuracy",
+        "step",
+        "epoch",
+        "num_tokens",
+        "grad_norm",
+    )
     return [{key: entry[key] for key in keys if key in entry} for entry in log if "train_runtime" not in entry]
 
 
