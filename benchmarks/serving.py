@@ -10,54 +10,16 @@ to the first token: the median of the rounds with the smallest and the largest.
 import argparse
 import asyncio
 import json
-import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from servers import free_port, running
 from tables import add_output, cell, machine, save, table
 
 PROMPT = "Here is a story about a lighthouse keeper, number {}, and the sea:"
-START_LIMIT_S = 600
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@contextmanager
-def running(command: list[str], url: str, log: Path):
-    """A server in a process group of its own, from when `url` answers until the end of the block."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-    try:
-        limit = time.monotonic() + START_LIMIT_S
-        while True:
-            try:
-                httpx.get(url, timeout=5).raise_for_status()
-                break
-            except httpx.HTTPError:
-                if process.poll() is not None or time.monotonic() > limit:
-                    raise RuntimeError(f"A server did not come up:\n{log.read_text()[-3000:]}") from None
-                time.sleep(0.5)
-        yield process
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(20)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
 
 
 async def one_client(client: httpx.AsyncClient, url: str, number: int, args) -> list[tuple[float, int]]:
@@ -115,14 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def end_in_order(number, frame):
-    """SIGTERM as an exit, so that the servers are ended too; a second one does not disturb that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def main():
-    signal.signal(signal.SIGTERM, end_in_order)
     args = parse_arguments()
     logs = Path(args.output_dir)
     logs.mkdir(parents=True, exist_ok=True)

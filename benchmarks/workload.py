@@ -7,19 +7,14 @@ number of tokens.
 
 import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from servers import free_port, running
 from tables import CORES
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
@@ -168,39 +163,15 @@ def own_core(number: int):
 @contextmanager
 def serve(model: str, max_num_seqs: int):
     """Runs a vLLM server of `model` on the second core; yields its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--max-num-seqs", str(max_num_seqs), "--enable-prompt-tokens-details"]
     if not torch.cuda.is_available():
         command += ["--enforce-eager", "--dtype", "float32", "--no-enable-chunked-prefill", "--block-size", "32"]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, preexec_fn=lambda: own_core(1)
-        )
-        try:
-            _wait_until_up(process, f"http://127.0.0.1:{port}/health", log)
+    with tempfile.TemporaryDirectory() as folder:
+        health, log = f"http://127.0.0.1:{port}/health", Path(folder, "log")
+        with running(command, health, log, START_LIMIT_S, preexec_fn=lambda: own_core(1)):
             yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, number)
-                    process.wait(timeout=20)
-                except (ProcessLookupError, subprocess.TimeoutExpired):
-                    continue
-
-
-def _wait_until_up(process: subprocess.Popen, url: str, log):
-    limit = time.monotonic() + START_LIMIT_S
-    while process.poll() is None and time.monotonic() < limit:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    log.seek(0)
-    raise RuntimeError(f"The teacher's server did not come up: {log.read().decode(errors='replace')[-2000:]}")
 
 
 def vocabulary_of(model: str) -> Vocabulary:

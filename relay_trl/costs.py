@@ -39,6 +39,11 @@ class ModelCosts:
     cached: float | None = None
     write: float | None = None
 
+    @property
+    def cached_price(self) -> float | None:
+        """Of a million tokens from the prefix cache."""
+        return self.read if self.cached is None else self.cached
+
 
 @dataclass(frozen=True)
 class PriceTable:
@@ -145,8 +150,11 @@ def _flops(written: float, read: float | None, model: ModelCosts) -> float | Non
 
 
 def _money(usage: Usage, model: ModelCosts) -> float | None:
-    cached_price = model.read if model.cached is None else model.cached
-    parts = [_times(usage.computed, model.read), _times(usage.cached, cached_price), _times(usage.written, model.write)]
+    parts = [
+        _times(usage.computed, model.read),
+        _times(usage.cached, model.cached_price),
+        _times(usage.written, model.write),
+    ]
     total = _sum(parts)
     return None if total is None else total / _MILLION
 

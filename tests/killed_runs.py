@@ -1,7 +1,7 @@
 """Trains the arithmetic pair whole, and again and again with a SIGKILL somewhere and `auto` afterwards; prints what became of it.
 
     python tests/killed_runs.py FOLDER              # at four places where it matters, and at two random moments
-    python tests/killed_runs.py FOLDER --random 20  # at 20 random moments; about ten minutes
+    python tests/killed_runs.py FOLDER --random 20  # at 20 random moments only
 
 Every training runs in a forked child, so that the libraries are imported once. No child is forked once this process has
 trained: torch's autograd does not survive that.

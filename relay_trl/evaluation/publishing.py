@@ -80,8 +80,7 @@ def card_row(summary: Summary) -> dict[str, Any]:
     """A row of the card's table of results."""
     source = SOURCES.get(summary.benchmark)
     costs = summary.costs
-    is_priced = costs is not None and costs.money is not None
-    return {
+    row = {
         "benchmark": f"{summary.benchmark}, {summary.problems} problems",
         "dataset": source.hub_id if source else None,
         "method": summary.method,
@@ -90,8 +89,10 @@ def card_row(summary: Summary) -> dict[str, Any]:
         "interval": None if summary.low is None else [summary.low, summary.high],
         "teacher_share": summary.teacher_share,
         "call_rate": summary.call_rate,
-        **({"cost": f"{number(1000 * costs.money)} {costs.currency}"} if is_priced else {}),
     }
+    if costs is not None and costs.money is not None:
+        row["cost"] = f"{number(1000 * costs.money)} {costs.currency}"
+    return row
 
 
 def _headlines(summaries: Sequence[Summary]) -> list[str]:

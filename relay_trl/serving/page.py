@@ -37,8 +37,7 @@ def _told(prices: PriceTable) -> dict[str, Any]:
     told: dict[str, Any] = {"currency": prices.currency}
     for name in ("student", "teacher"):
         model: ModelCosts = getattr(prices, name)
-        cached = model.read if model.cached is None else model.cached
-        told[name] = {"read": model.read, "cached": cached, "write": model.write}
+        told[name] = {"read": model.read, "cached": model.cached_price, "write": model.write}
     return told
 
 

@@ -18,6 +18,7 @@ from trl import ModelConfig, get_peft_config
 from ..command import CallSyntax
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def lora_config(
@@ -122,7 +123,7 @@ def load_merged(folder: str | Path, dtype: str | torch.dtype = "float32", **kwar
 
 def _check_names(adapted: PeftModel, folder: Path):
     """Refuses an adapter with weights that its base has no place for, or the other way round, which peft passes over."""
-    file = folder / "adapter_model.safetensors"
+    file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         return
     with safe_open(file, "pt") as saved:

@@ -15,7 +15,7 @@ from .. import hub
 from ..data.registry import SOURCES
 from ..options import PromptFields
 from . import checkpoints
-from .lora import save_merged
+from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_merged
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -117,7 +117,7 @@ class RelaySavingMixin(_Trainer):
                 is_quantized = getattr(self.model.get_base_model(), "is_quantized", False)
                 dtype = torch.bfloat16 if is_quantized else self.model.dtype
                 save_merged(folder, folder, dtype, trust_remote_code=self.args.trust_remote_code)
-                for name in ("adapter_config.json", "adapter_model.safetensors"):
+                for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                     (Path(folder) / name).unlink()
                 self._is_merged = True  # what is pushed from here on is no adapter
                 self._write_card(folder)
