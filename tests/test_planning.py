@@ -1,6 +1,7 @@
 """Plans against what is known or measured: parameters, memory of tiny models on the CPU, batches, queues."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -110,58 +111,20 @@ def test_a_run_that_does_not_fit_is_warned_of(tmp_path):
     assert status == 1 and "Unknown option 'num_generation' (did you mean 'num_generations'?)" in said
 
 
-# What a warm-up takes at its peak, over what the process took before, in the kernel's own count; largest last.
-MEASURE = """
-import ctypes, gc, json, sys
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-from relay_trl.planning.memory import Training, training_memory
-from relay_trl.training import RelaySFTConfig, RelaySFTTrainer
-
-folder, tokenizer_folder = sys.argv[1:]
-torch.set_num_threads(1)
-tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-LlamaConfig(vocab_size=16000, hidden_size=320, intermediate_size=864, num_hidden_layers=6, num_attention_heads=5,
-            num_key_value_heads=5, tie_word_embeddings=True, max_position_embeddings=512,
-            architectures=["LlamaForCausalLM"]).save_pretrained(folder)
-config = LlamaConfig.from_pretrained(folder)
-B, L = 4, 192
-words = tokenizer("1+" * 200)["input_ids"][:L - 9]
-rows = Dataset.from_list([{"prompt_ids": words[:8], "completion_ids": words[8:] + [tokenizer.eos_token_id],
-                           "completion": tokenizer.decode(words[8:])}] * 8)
-
-def now(name):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
-
-def measure(peft, has_checkpointing):
-    gc.collect(); ctypes.CDLL("libc.so.6").malloc_trim(0)
-    open("/proc/self/clear_refs", "w").write("5")
-    before = now("VmRSS")
-    model = AutoModelForCausalLM.from_config(config)
-    args = RelaySFTConfig(output_dir=folder + "/out", warmup_data="rows", max_length=512, max_steps=2, bf16=False,
-        per_device_train_batch_size=B, gradient_checkpointing=has_checkpointing, save_strategy="no", report_to="none",
-        use_cpu=True, disable_tqdm=True, logging_steps=100, dataloader_pin_memory=False)
-    trainer = RelaySFTTrainer(model, args, rows, tokenizer, peft_config=peft)
-    trainer.train()
-    peak = now("VmHWM") - before
-    plan = training_memory(folder, Training(batch=B, tokens=len(words) + 1, has_checkpointing=has_checkpointing, peft=peft, is_on_cpu=True))
-    return {"measured": peak, "planned": plan.at_update, "parts": plan.parts}
-
-measure(None, True)  # what a first training leaves behind
-print(json.dumps([measure(None, True), measure(None, False)]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux, which counts a process's peak")
-def test_planned_memory_is_what_is_measured(tmp_path):
-    script = tmp_path / "measure.py"
-    script.write_text(MEASURE)
-    pair = ROOT / "data" / "arithmetic" / "student"
+def test_planned_memory_is_what_is_measured():
+    gives_back = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(pair)], cwd=ROOT, capture_output=True, text=True, timeout=500
+        [sys.executable, "tests/measured_memory.py"],
+        cwd=ROOT,
+        env=os.environ | gives_back,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for found in json.loads(done.stdout.splitlines()[-1]):
-        assert found["planned"] == pytest.approx(found["measured"], rel=0.2), found
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
+    assert len(found) == 13
+    for one in found:
+        assert one["planned"] == pytest.approx(one["measured"], rel=0.2), one

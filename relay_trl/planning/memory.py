@@ -14,8 +14,9 @@ from .models import Shape, fake_model, load_config
 
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
 """The tile of logits that TRL's fused head works on (`trl.kernels.chunked_logprob`); the whole width is set aside."""
-_TILE_COPIES = 6
-"""Copies of a tile in float32 while it is computed with torch's own operations; on a GPU one kernel does without."""
+_TILE_COPIES = 7.25
+"""Copies of a tile in float32 that live at once where its gradient is computed with torch's own operations
+(`_backward_tile` there: y, z, log p, p, the gradient, a mask of bytes and two intermediate ones); on a GPU one kernel does without."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Training:
         is_half (`bool`): bf16 or fp16 computation.
         weight_bytes (`float`, defaults to `4`): of one parameter as loaded; 0.55 in 4 bit.
         has_checkpointing (`bool`): gradient checkpointing.
+        accumulation (`int`, defaults to `1`): forward passes of an update.
         has_reference (`bool`): a copy of the student for the KL term.
         peft (`PeftConfig`, *optional*): the adapter.
         optimizer_bytes (`float`, defaults to `8`): of one trained parameter; 2 for 8-bit Adam.
@@ -50,6 +52,7 @@ class Training:
     is_half: bool = False
     weight_bytes: float = 4.0
     has_checkpointing: bool = False
+    accumulation: int = 1
     has_reference: bool = False
     peft: PeftConfig | None = None
     optimizer_bytes: float = 8.0
@@ -75,57 +78,74 @@ class Memory:
 def training_memory(student: str, run: Training) -> Memory:
     """What `run` takes of one process's memory."""
     shape = Shape.of(student)
-    activations, trained = count_activations(student, run)
+    kept, layer, trained = count_activations(student, run)
     shard = run.processes if run.zero_stage else 1
-    parts: dict[str, float] = {}
-    parts |= dict.fromkeys(
-        ("weights", "gradients", "optimizer", "reference", "activations", "head", "engine", "cache"), 0.0
-    )
     is_master_kept = run.is_deepspeed and run.is_half  # half-precision weights, their float32 copy is the optimizer's
     weight_bytes = 2.0 if is_master_kept else run.weight_bytes
     whole = shape.parameters * weight_bytes
-    extra = trained * 4 if run.peft is not None else 0
-    parts["weights"] = (whole + extra) / (shard if run.zero_stage == 3 else 1)
-    parts["gradients"] = trained * (2 if is_master_kept else 4) / (shard if run.zero_stage >= 2 else 1)
-    parts["optimizer"] = (
-        trained * (run.optimizer_bytes + (4 if is_master_kept else 0)) / (shard if run.zero_stage else 1)
-    )
-    if run.has_reference and run.peft is None:
-        parts["reference"] = whole / (shard if run.zero_stage == 3 else 1)
-    parts["activations"] = activations
-    parts["head"] = _head(shape, run)
-    parts["engine"] = run.engine_bytes
-    parts["cache"] = run.rollouts * run.tokens * shape.kv_elements * (2 if run.is_half else 4)
+    has_buckets = run.processes > 1 and run.zero_stage == 0 and not run.is_deepspeed
+    adapter = trained * 4 if run.peft is not None else 0
+    parts = {
+        "weights": (whole + adapter) / (shard if run.zero_stage == 3 else 1),
+        "gradients": trained * (2.0 if is_master_kept else 4.0) / (shard if run.zero_stage >= 2 else 1),
+        "buckets": trained * 4.0 if has_buckets else 0.0,  # in which DDP exchanges the gradients, beside them
+        "optimizer": trained * (run.optimizer_bytes + (4 if is_master_kept else 0)) / shard,
+        "reference": whole / (shard if run.zero_stage == 3 else 1) if run.has_reference and run.peft is None else 0.0,
+        "activations": kept + layer,
+        "head": _head(shape, run),
+        "engine": run.engine_bytes,
+        "cache": run.rollouts * run.tokens * shape.kv_elements * (2.0 if run.is_half else 4.0),
+    }
     if run.offloads_optimizer:
         parts["optimizer"] = 0.0
     if run.offloads_weights:
         parts["weights"] = whole / shape.layers  # the layer that is computed with
-    resident = sum(parts[name] for name in ("weights", "optimizer", "reference"))
+    resident = sum(parts[name] for name in ("weights", "buckets", "optimizer", "reference"))
     gathered = whole - parts["weights"] if run.zero_stage == 3 and not run.engine_bytes else 0.0
-    engine_at_update = 0.0 if run.is_engine_asleep else parts["engine"]
+    engine_at_update = 0.0 if run.is_engine_asleep else run.engine_bytes
+    # What a layer keeps is given up as its gradients come, so that the peak lies at either end of the backward pass
+    are_gradients_there = run.is_deepspeed or run.accumulation > 1
+    at_head = kept + parts["head"] + (parts["gradients"] if are_gradients_there else 0.0)
+    twice = (
+        4.0 * shape.vocabulary * shape.hidden if shape.is_tied and run.peft is None else 0.0
+    )  # as head and embedding
+    at_end = (kept if run.has_checkpointing else 0.0) + layer + parts["gradients"] + twice
     memory = Memory(parts)
-    memory.at_update = resident + parts["gradients"] + activations + parts["head"] + engine_at_update
-    memory.at_rollouts = resident + parts["engine"] + parts["cache"] + gathered
+    memory.at_update = resident + engine_at_update + max(at_head, at_end)
+    memory.at_rollouts = resident + run.engine_bytes + parts["cache"] + gathered
     return memory
 
 
 def _head(shape: Shape, run: Training) -> float:
     tokens, words = min(_TILE_TOKENS, run.batch * run.tokens), min(_TILE_WORDS, shape.vocabulary)
-    tile = tokens * _TILE_WORDS * (2 if run.is_half else 4)
+    width = words if run.is_on_cpu else _TILE_WORDS  # main memory that is never written to is not taken
+    tile = tokens * width * (2 if run.is_half else 4)
     copies = _TILE_COPIES * 4 * tokens * words if run.is_on_cpu else 0
-    return tile + copies + 4 * shape.vocabulary * shape.hidden  # and the head's gradient in float32
+    of_inputs, of_weight = run.batch * run.tokens * shape.hidden, shape.vocabulary * shape.hidden
+    return tile + copies + 4 * (of_inputs + (of_weight if run.peft is None else 0))  # and both gradients in float32
 
 
-def count_activations(student: str, run: Training) -> tuple[float, int]:
-    """Bytes that one forward pass keeps for its backward pass, and how many parameters are trained.
+def count_activations(student: str, run: Training) -> tuple[float, float, int]:
+    """Bytes that a forward pass keeps until the head is computed, those that come to it later, for one layer at a time, and
+    how many parameters are trained.
 
-    With checkpointing that is every layer's input, and all of one layer while it is computed again.
+    With checkpointing the first are every layer's input, the others all that a layer keeps when it is computed again.
     """
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = fake_model(load_config(student))
-        trained = sum(p.numel() for p in model.parameters())
-        layers = model.config.num_hidden_layers
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        layers, backbone = model.config.num_hidden_layers, model.model
+        if run.peft is not None:
+            model = get_peft_model(model, run.peft)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with FakeTensorMode():
+        for module in backbone.modules():  # in this mode tensors of a device can be made, but not moved there
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(
+                            tensor.requires_grad
+                        )
+        own = {p.untyped_storage()._cdata for p in backbone.parameters()}
         kept: dict[int, tuple[int, object]] = {}
 
         def keep(tensor):
@@ -135,19 +155,14 @@ def count_activations(student: str, run: Training) -> tuple[float, int]:
             return tensor
 
         ids = torch.zeros(run.batch, run.tokens, dtype=torch.long)
-        model.train()
-        backbone = model.model
+        backbone.train()
         half = torch.autocast("cpu", torch.bfloat16, enabled=run.is_half)
         with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             last = backbone(input_ids=ids, use_cache=False).last_hidden_state
         total = sum(size for size, _ in kept.values())
-        if run.has_checkpointing:
-            total = total / layers + (layers + 1) * last.numel() * (2 if run.is_half else 4)
-    if run.peft is not None:  # its layers keep the inputs that the frozen ones would have kept
-        with torch.device("meta"):
-            adapted = get_peft_model(fake_model(load_config(student)), run.peft)
-        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    return float(total), trained
+    if run.has_checkpointing:
+        return float((layers + 1) * last.numel() * (2 if run.is_half else 4)), total / layers, trained
+    return float(total), 0.0, trained
 
 
 @dataclass(frozen=True)

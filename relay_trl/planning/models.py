@@ -50,6 +50,7 @@ class Shape:
         name (`str`), parameters (`int`), layers (`int`), hidden (`int`), vocabulary (`int`).
         kv_elements (`int`): elements of the keys and values of one token, all layers together.
         context (`int`, *optional*): most tokens of prompt and completion.
+        is_tied (`bool`): whether the head is the embedding.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Shape:
     vocabulary: int
     kv_elements: int
     context: int | None
+    is_tied: bool
 
     @classmethod
     def of(cls, name: str) -> "Shape":
@@ -77,4 +79,5 @@ class Shape:
             config.vocab_size,
             2 * config.num_hidden_layers * kv_heads * head_dim,
             getattr(config, "max_position_embeddings", None),
+            bool(config.tie_word_embeddings),
         )

@@ -81,6 +81,7 @@ def training_of(options: Options, launch: dict[str, Any], processes: int, gpu_me
         is_half=bool(options.fp16) or options.bf16 is not False,
         weight_bytes=bits or (2.0 if dtype in ("bfloat16", "float16") else 4.0),
         has_checkpointing=options.gradient_checkpointing is not False,
+        accumulation=options.gradient_accumulation_steps or 1,
         has_reference=bool(is_grpo and options.beta),
         peft=options.peft(),
         optimizer_bytes=2.0 if "8bit" in str(options.optim) else 8.0,
