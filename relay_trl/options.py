@@ -3,6 +3,7 @@
 Owns names, defaults and limits of these options, as dataclasses that the stages' own configs inherit.
 """
 
+import json
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,22 @@ from typing import Any
 from .command import CallSyntax
 from .engines.base import BACKENDS
 from .prompts import check_template
+
+
+def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """An option that is a mapping, in a YAML as such and on the command line as JSON.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} is {value!r}; it must be JSON.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}; it must be a JSON object.")
+    return value
 
 
 @dataclass

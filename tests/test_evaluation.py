@@ -471,6 +471,7 @@ def config(**changes):
         ({"max_calls": -1}, "max_calls is -1"),
         ({"teacher_backend": "sglang"}, "teacher_backend is 'sglang'; it must be one of auto"),
         ({"chat_template_kwargs": "{"}, "must be JSON"),
+        ({"student_engine": "[1]"}, "must be a JSON object"),
         ({"student": "http://localhost"}, "student is a URL"),
     ],
 )

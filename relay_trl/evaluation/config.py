@@ -5,7 +5,6 @@ Owns names, defaults and limits of options. A student that was trained to call c
 """
 
 import copy
-import json
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from ..engines.base import Engine, Sampling
 from ..fingerprints import fingerprint, fingerprint_rows
 from ..grading_words import AnyGrader, load_grader
 from ..hub import load_record
-from ..options import TeacherFields
+from ..options import TeacherFields, mapping
 from ..prompts import PromptBuilder
 from ..redaction import redact
 from ..relay import RelayConfig
@@ -81,6 +80,7 @@ class EvaluationConfig(TeacherFields):
         prompt_template (`str`), system_prompt (`str`), is_chat (`bool`), chat_template_kwargs (`dict`),
             answer_marker (`str`), open_tag (`str`), close_tag (`str`): from the student; see [`RelayRecord`].
         student_backend (`str`, defaults to `"auto"`): `auto`, `transformers` or `vllm`.
+        student_engine (`dict`, *optional*): of its engine, such as `{"gpu_memory_utilization": 0.5}` for vLLM.
         citer_router (`str`, *optional*): folder that `recipes/train_citer.py` wrote, for the methods `citer` and `citer_t`.
         dtype (`str`, *optional*): of both models; `None`: the checkpoints'.
         max_in_flight (`int`, defaults to `256`): rollouts at a time.
@@ -133,6 +133,7 @@ class EvaluationConfig(TeacherFields):
     open_tag: str | None = field(default=None, metadata={"help": "Begins a command."})
     close_tag: str | None = field(default=None, metadata={"help": "Ends a command."})
     student_backend: str = field(default="auto", metadata={"help": "auto, transformers or vllm."})
+    student_engine: dict[str, Any] | str | None = field(default=None, metadata={"help": "JSON, for its engine."})
     citer_router: str | None = field(default=None, metadata={"help": "Folder of CITER's router."})
     dtype: str | None = field(default=None, metadata={"help": "Of both models (default: the checkpoints')."})
     max_in_flight: int = field(default=256, metadata={"help": "Rollouts at a time."})
@@ -154,11 +155,8 @@ class EvaluationConfig(TeacherFields):
         if not self.benchmarks:
             raise ValueError(f"benchmarks is empty; name at least one, such as {', '.join(REPORTED)}.")
         self.part()
-        if isinstance(self.chat_template_kwargs, str):
-            try:
-                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"chat_template_kwargs is {self.chat_template_kwargs!r}; it must be JSON.") from error
+        for name in ("student_engine", "chat_template_kwargs"):
+            setattr(self, name, mapping(name, getattr(self, name)))
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -264,7 +262,8 @@ class EvaluationConfig(TeacherFields):
 
     def student_options(self) -> dict[str, Any]:
         """How the student's engine is loaded; see [`~relay_trl.engines.loading.load_engine`]."""
-        return {"backend": self.student_backend, **({"dtype": self.dtype} if self.dtype else {})}
+        engine = self.student_engine if isinstance(self.student_engine, dict) else {}
+        return {"backend": self.student_backend, **({"dtype": self.dtype} if self.dtype else {}), **engine}
 
     def teacher_options(self) -> dict[str, Any]:
         """How the teacher's engine is loaded, as in training."""

@@ -5,7 +5,6 @@ Owns names, defaults and limits of options, and how a pair is loaded by them. Wh
 """
 
 import ipaddress
-import json
 import logging
 import os
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import Any
 from ..engines.base import BACKENDS, Sampling
 from ..engines.loading import load_engine
 from ..engines.threaded import ThreadedEngine
-from ..options import TeacherFields
+from ..options import TeacherFields, mapping
 from ..record import RelayRecord, load_record
 from .app import Limits
 from .guard import GuardedTeacher
@@ -108,7 +107,7 @@ class ServingConfig(TeacherFields):
 
     def __post_init__(self):
         for name in ("student_engine", "teacher_engine", "chat_template_kwargs"):
-            setattr(self, name, _mapping(name, getattr(self, name)))
+            setattr(self, name, mapping(name, getattr(self, name)))
         if self.student_backend not in BACKENDS:
             raise ValueError(f"student_backend is {self.student_backend!r}; it must be one of {', '.join(BACKENDS)}.")
         self.check_teacher()
@@ -199,17 +198,6 @@ class ServingConfig(TeacherFields):
 def _apart(engine):
     """An engine that computes in this process gets a thread of its own; one behind a URL needs none."""
     return engine if "://" in engine.name else ThreadedEngine(engine)
-
-
-def _mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name} is {value!r}; it must be JSON.") from error
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"{name} is {value!r}; it must be a JSON object.")
-    return value
 
 
 def _dict(value: dict[str, Any] | str | None) -> dict[str, Any]:
