@@ -16,6 +16,7 @@ from torch import distributed
 from trl import TrlParser
 
 from .engines.base import Engine, EngineError
+from .lost import explain, limit_waiting
 from .redaction import redact
 
 EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError)
@@ -62,6 +63,9 @@ def check_launch(configs: Iterable[object]):
                 "(with DeepSpeed: ddp_backend: gloo instead), or launch with --num_processes 1."
             )
     if launched > 1 and distributed.is_available() and distributed.is_initialized():
+        for config in configs:
+            if hasattr(config, "ddp_timeout"):
+                limit_waiting(getattr(config, "ddp_timeout"))  # noqa: B009
         _check_same_everywhere(configs)
 
 
@@ -188,7 +192,8 @@ def run(main: Callable[[], None]):
             _print_frames(error)
         rank = os.environ.get("RANK", "0")
         where = f"[rank {rank}] " if rank != "0" else ""
-        print(f"{where}error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr, flush=True)
+        words = explain(error) or " ".join(str(error).split()) or type(error).__name__
+        print(f"{where}error: {words}", file=sys.stderr, flush=True)
         status = 1
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         end_process(status)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ from trl import ModelConfig, get_quantization_config
 from relay_trl.cli import check_teacher_context
 from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.training import RelayGRPOTrainer
-from relay_trl.training.checkpoints import MARK, bytes_of_checkpoints, check_output, find_checkpoint
-from relay_trl.training.lora import lora_config, save_merged
+from relay_trl.training.checkpoints import MARK, bytes_of_checkpoints, check_fits, check_output, find_checkpoint
+from relay_trl.training.lora import check_sharding, lora_config, save_merged
 from relay_trl.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,25 @@ def test_a_checkpoint_of_another_adapter_is_refused(copy):
     whole = grpo_trainer(args, in_turn(*MIXED))
     with pytest.raises(ValueError, match="this run has nothing of that name|it has nothing of that name"):
         whole.train(resume_from_checkpoint="auto")
+
+
+def test_a_checkpoint_of_another_model_is_refused(copy):
+    teacher = AutoModelForCausalLM.from_pretrained(ROOT / "data" / "arithmetic" / "teacher")
+    with pytest.raises(
+        ValueError, match="was written by a run that trained another model or adapter: for .*or begin anew"
+    ):
+        check_fits(str(copy / "checkpoint-3"), teacher, 1)
+
+
+def test_rows_of_an_embedding_that_is_split_are_not_trained():
+    whole = SimpleNamespace(distributed_state=None, deepspeed_plugin=SimpleNamespace(zero_stage=2))
+    check_sharding(adapter(), whole)
+    split = SimpleNamespace(distributed_state=None, deepspeed_plugin=SimpleNamespace(zero_stage=3))
+    check_sharding(adapter(has_tokens=False), split)
+    with pytest.raises(
+        ValueError, match="but ZeRO-3 splits the embedding .* use ZeRO-2 or DDP, or leave add_call_tokens"
+    ):
+        check_sharding(adapter(), split)
 
 
 def test_one_that_is_sharded_otherwise_is_refused(copy):

@@ -17,6 +17,7 @@ from trl import GRPOTrainer
 
 from ..engines.base import Engine
 from ..grading import Grader
+from ..lost import LimitedWaiting
 from ..prompts import PromptBuilder
 from ..rewards import difficulty, load_function, load_reward
 from ..rollouts import RolloutWriter
@@ -101,6 +102,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self.grader = Grader(args.answer_marker, args.grading_time_limit_s)
         ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.writer = RolloutWriter(args.output_dir, args.syntax, *ranks, max_mb=args.rollouts_max_mb)
+        self.add_callback(LimitedWaiting)
         self.add_callback(RecordingCallback(self.writer, self.relay_record))
         self.guard = Guard(args)
         self.add_callback(self.guard)

@@ -6,6 +6,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTTrainer
 
+from ..lost import LimitedWaiting
 from ..vocabulary import Vocabulary
 from .config import RelaySFTConfig
 from .lora import check_sharding
@@ -44,6 +45,7 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
             **kwargs,
         )
         give_bias(self.model)
+        self.add_callback(LimitedWaiting)
 
 
 def to_sft_row(row: dict) -> dict[str, list[int]]:

@@ -1,0 +1,62 @@
+"""A process that hangs or dies ends the others within `ddp_timeout`, in one sentence that names it, with no launcher to help."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_sft_trainer import warmup_rows
+from trainers_for_tests import load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 15
+
+pytestmark = pytest.mark.distributed
+
+
+def start(folder: Path, rank: int, size: int, place: dict[str, str]) -> subprocess.Popen:
+    options = {
+        "config": "recipes/configs/arithmetic/sft_warmup.yaml",
+        "output_dir": folder / "out",
+        "warmup_data": folder / "rows.jsonl",
+        "per_device_train_batch_size": 2,
+        "max_steps": 5000,
+        "logging_steps": 1,
+        "ddp_timeout": LIMIT_S,
+        "use_cpu": "true",
+    }
+    command = [sys.executable, "recipes/sft_warmup.py", *(str(w) for k, v in options.items() for w in (f"--{k}", v))]
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    with (folder / f"rank_{rank}.log").open("w") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | place | own, stdout=log, stderr=log)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [(signal.SIGSTOP, "No answer from process 1 within ddp_timeout"), (signal.SIGKILL, "Lost process 1, which ended")],
+)
+def test_the_others_end_and_name_it(tmp_path, what, said):
+    warmup_rows(load_tokenizer()).to_json(tmp_path / "rows.jsonl")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    processes = [start(tmp_path, rank, 3, place) for rank in range(3)]
+    try:
+        limit = time.monotonic() + 240
+        while "'loss'" not in (tmp_path / "rank_0.log").read_text():
+            assert time.monotonic() < limit and processes[0].poll() is None, (tmp_path / "rank_0.log").read_text()
+            time.sleep(0.2)
+        processes[1].send_signal(what)
+        for rank in (0, 2):
+            status = processes[rank].wait(timeout=LIMIT_S + 60)
+            written = (tmp_path / f"rank_{rank}.log").read_text()
+            assert status == 1 and f"error: {said}" in written and "Traceback" not in written, written[-2000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
