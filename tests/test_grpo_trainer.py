@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -338,12 +339,30 @@ def test_a_reward_that_returns_the_wrong_number_of_values(tmp_path, my_rewards, 
         ({"teacher_temperature": -1.0}, "temperature must be >= 0"),
         ({"open_tag": "<x>", "close_tag": "<x>"}, "the two must differ"),
         ({"prompt_template": "no place"}, "has no '{problem}'"),
-        ({"num_generations": 3}, "generation_batch_size.*divisible by"),
+        ({"num_generations": 3}, "rollouts are no whole groups of num_generations=3"),
     ],
 )
 def test_what_makes_no_run(tmp_path, my_rewards, fields, said):
     with pytest.raises(ValueError, match=said):
         grpo_config(tmp_path, **fields)
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "said"),
+    [
+        (4, 1, "4 (per_device_train_batch_size) x 3 (processes) x 1 (steps_per_generation) = 12 rollouts are no whole"),
+        (4, 1, "num_generations=8; per_device_train_batch_size: 8 makes whole ones."),
+        (
+            9,
+            2,
+            "= 54 rollouts are no whole groups of num_generations=8; per_device_train_batch_size: 8 or 12 makes whole ones.",
+        ),
+    ],
+)
+def test_three_processes_that_split_a_group(tmp_path, monkeypatch, batch, steps, said):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        grpo_config(tmp_path, num_generations=8, per_device_train_batch_size=batch, steps_per_generation=steps)
 
 
 # --- checkpoints ---

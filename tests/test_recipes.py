@@ -99,7 +99,10 @@ GRPO_REFUSALS = {
         r"training rows: \d+ of \d+ prompts are longer than max_prompt_length=8",
     ),
     "no room": ({"max_completion_length": 300}, r"has room for 256 tokens, but the longest prompt \(9 tokens\)"),
-    "odd groups": ({"num_generations": 7}, r"generation_batch_size \(256\) must be divisible by num_generations \(7\)"),
+    "odd groups": (
+        {"num_generations": 7},
+        r"= 256 rollouts are no whole groups of num_generations=7; .*: 252 or 259 makes",
+    ),
     "equal tags": ({"close_tag": "<call>"}, r"open_tag is '<call>' and close_tag is '<call>'; the two must differ"),
     "reward nowhere": ({"reward": "no_module:f"}, r"reward 'no_module:f' cannot be imported \(No module named"),
     "unknown reward": ({"reward": "nice"}, r"reward is 'nice'; it must be one of difficulty_aware, simple, accuracy"),

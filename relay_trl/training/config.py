@@ -4,6 +4,8 @@ Owns names, defaults and limits of options. Models and data have no default; eve
 """
 
 import importlib.util
+import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +104,7 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
     )
 
     def __post_init__(self):
+        self._check_groups()
         super().__post_init__()
         self.check_prompts()
         self.relay_config()
@@ -141,6 +144,20 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             )
         self.check_student_server()
         self._check_saves()
+
+    def _check_groups(self):
+        """Refuses a draw of rollouts that leaves a group incomplete."""
+        processes, steps = int(os.environ.get("WORLD_SIZE", "1")), self.steps_per_generation
+        steps = steps or self.gradient_accumulation_steps
+        rollouts = self.per_device_train_batch_size * processes * steps
+        if self.generation_batch_size is None and self.num_generations > 0 and rollouts % self.num_generations:
+            step = self.num_generations // math.gcd(self.num_generations, processes * steps)
+            below = self.per_device_train_batch_size // step * step
+            raise ValueError(
+                f"{self.per_device_train_batch_size} (per_device_train_batch_size) x {processes} (processes) x {steps} "
+                f"(steps_per_generation) = {rollouts} rollouts are no whole groups of num_generations={self.num_generations}; "
+                f"per_device_train_batch_size: {f'{below} or {below + step}' if below else step} makes whole ones."
+            )
 
     def check_student_server(self):
         """Refuses a student behind a server that could not be given new weights."""
