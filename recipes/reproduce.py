@@ -51,12 +51,18 @@ def choose(plan: dict, seed: int, max_steps: int | None) -> tuple[str, str]:
     """The candidate with the largest accuracy - rho (the paper's simple reward) on the validation split, and a table."""
     scores, lines = {}, ["| candidate | accuracy % | rho % | median n |", "|---|---:|---:|---:|"]
     for name, setting in plan["candidates"].items():
-        student = train(plan, name, setting, seed, max_steps)
+        try:
+            student = train(plan, name, setting, seed, max_steps)
+        except RuntimeError:  # stopped by the guard, say; it has told why
+            lines.append(f"| {name} | its training stopped | | |")
+            continue
         folder = evaluate(plan, student, ["relay"], f"{name}_validation", "validation")
         (row,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
         accuracy, rho = 100 * row["accuracy"], 100 * row["teacher_share"]
         scores[name] = accuracy - rho
         lines.append(f"| {name} | {accuracy:.1f} | {rho:.1f} | {row['requested'] or '-'} |")
+    if not scores:
+        raise RuntimeError("Every candidate stopped; their errors are above.")
     best = max(scores, key=scores.__getitem__)
     return best, "\n".join([*lines, f"\nPicked on the validation split: {best}.\n"])
 
@@ -69,31 +75,25 @@ def main():
     parser.add_argument("--max_steps", type=int, help="GRPO steps, over the YAML's")
     args = parser.parse_args()
     path = Path(check_file(args.plan, "plan"))
-    plan = {**yaml.safe_load(path.read_text(encoding="utf-8")), "configs": path.parent}
+    plan = yaml.safe_load(path.read_text(encoding="utf-8")) | {"configs": path.parent}
     if unknown := set(args.runs or ()) - set(plan["runs"]):
         raise ValueError(f"The plan has no run {', '.join(sorted(unknown))}; it has {', '.join(plan['runs'])}.")
-
     for name in ("student", "teacher"):
         result = Path(plan["pair"]) / name / "model.safetensors"
         stage(f"pretraining of the {name}", result, "pretrain_pair", path.parent, f"pretrain_{name}")
     evaluate(plan, Path(plan["pair"]) / "student", ["student", "teacher"], "ends")
     best, table = choose(plan, args.seeds[0], args.max_steps)
-    chosen = plan["candidates"][best]
+    chosen, results = plan["candidates"][best], Path(plan["output_dir"]) / "results.md"
     for name in args.runs or plan["runs"]:
         changed = plan["runs"][name]
         setting = {**chosen, **changed, "grpo": {**chosen.get("grpo", {}), **changed.get("grpo", {})}}
         for seed in args.seeds:
-            # The run that changes nothing is the candidate itself
-            student = train(plan, best if set(changed) == {"methods"} else name, setting, seed, args.max_steps)
+            own = best if set(changed) == {"methods"} else name  # what changes nothing is the candidate itself
+            student = train(plan, own, setting, seed, args.max_steps)
             evaluate(plan, student, setting["methods"], f"{name}_seed_{seed}")
-            write_table(plan, args.seeds, table)
-    print((Path(plan["output_dir"]) / "results.md").read_text(encoding="utf-8"))
-
-
-def write_table(plan: dict, seeds: list[int], choice: str):
-    """All that has been evaluated so far, in the order of the plan."""
-    table = table_of_folder(Path(plan["output_dir"]) / "evaluation", plan["runs"], seeds)
-    (Path(plan["output_dir"]) / "results.md").write_text(f"{table}\n{choice}", encoding="utf-8")
+            found = table_of_folder(results.parent / "evaluation", plan["runs"], args.seeds)
+            results.write_text(f"{found}\n{table}", encoding="utf-8")
+    print(results.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from trainers_for_tests import grpo_config, grpo_trainer, rows
 from transformers import TrainerCallback
 
-STEPS = 5
+STEPS = 7
 
 
 class Death(TrainerCallback):
@@ -55,17 +55,19 @@ def train(folder, place=None, step=None, resume=None):
     args = grpo_config(
         folder,
         max_steps=STEPS,
+        num_generations=8,
+        per_device_train_batch_size=64,
         save_strategy="steps",
         save_steps=2,
         save_total_limit=1,
-        temperature=1.2,
+        temperature=1.8,
         lr_scheduler_type="linear",
         learning_rate=2e-4,
         eval_strategy="steps",
         eval_steps=2,
         weight_decay=0.01,
-    )  # five steps of two prompts are more than one epoch of eight rows
-    trainer = grpo_trainer(args, train=rows(8), eval_dataset=rows(2, "validation"), callbacks=[Death(place, step)])
+    )  # seven steps of eight prompts are more than one epoch of 32 rows, and some group of each has answers of both kinds
+    trainer = grpo_trainer(args, train=rows(32), eval_dataset=rows(2, "validation"), callbacks=[Death(place, step)])
     if place == "writing":
         original = trainer._save_rng_state
 

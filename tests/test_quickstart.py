@@ -53,7 +53,7 @@ def reproduce(plan: Path, *options: str) -> subprocess.CompletedProcess:
 
 
 def small_plan(folder: Path) -> Path:
-    """The shipped plan and configs with two candidates, two runs and a handful of problems."""
+    """The shipped plan and configs with a candidate that stops beside the two, two runs and a handful of problems."""
     configs = folder / "configs"
     shutil.copytree(ROOT / "recipes/configs/arithmetic", configs)
     plan = yaml.safe_load((configs / "reproduce.yaml").read_text())
@@ -61,6 +61,7 @@ def small_plan(folder: Path) -> Path:
     plan |= {"output_dir": str(folder / "out"), "validation_size": 12, "test_size": 12}
     plan["warmups"] = {"random": {"build": {"dataset_size": 64}}}
     plan["runs"] = {name: plan["runs"][name] for name in ("relay", "grpo_alone")}
+    plan["candidates"]["stops"] = {"warmup": "random", "grpo": {"max_zero_variance": 0.0, "guard_steps": 1}}
     (configs / "reproduce.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     return configs / "reproduce.yaml"
 
@@ -73,14 +74,15 @@ def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
     results = (tmp_path / "out/results.md").read_text()
     rows = [line.split("|")[1].strip() for line in results.splitlines() if line.startswith("| ")]
     ours = ["relay: relay", "relay: relay_no_teacher", "grpo_alone: student"]
-    assert rows == ["method", "---", "student", "teacher", *ours, "candidate", "paper", "constant"]
+    assert rows == ["method", "---", "student", "teacher", *ours, "candidate", "paper", "constant", "stops"]
+    assert "| stops | its training stopped | | |" in results
     assert "Picked on the validation split: " in results
     lines = (tmp_path / "out/evaluation/paper_validation/answers.arithmetic.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["settings"]["split"] == "validation" and len(lines) == 13
 
     (tmp_path / "out/evaluation/grpo_alone_seed_1/results.json").unlink()
     again = reproduce(plan, "--max_steps", "1")
-    assert again.returncode == 0 and again.stdout.count(": kept ") == again.stdout.count("== ") - 1
+    assert again.returncode == 0 and again.stdout.count(": kept ") == again.stdout.count("== ") - 2
     assert (tmp_path / "out/results.md").read_text() == results
 
 

@@ -11,6 +11,7 @@ import torch
 from trainers_for_tests import grpo_config, grpo_trainer, in_turn, rows
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
 
 from relay_trl.training import adapter, call_entropy, profile
 
@@ -263,3 +264,14 @@ def test_a_step_goes_through_the_methods_that_the_profile_times(trainer):
     trainer.train()
     assert all(counts.values()), counts
     assert callable(VLLMGeneration.sync_weights) and callable(trainer._generate_single_turn)
+
+
+def test_the_order_of_the_prompts_is_trls_in_every_epoch_and_after_a_restart():
+    order = {"mini_repeat_count": 2, "batch_size": 3, "repeat_count": 2, "seed": 4}
+    theirs = RepeatSampler(range(9), **order)
+    epochs, now = [list(theirs) for _ in range(3)], [0]
+    ours = adapter.EpochSampler(RepeatSampler(range(9), **order), lambda: now[0])
+    assert len(ours) == len(theirs) and epochs[0] != epochs[1]
+    for now[0] in (0, 1, 2, 1):
+        assert list(ours) == epochs[now[0]]
+    assert list(RepeatSampler(range(9), **order)) == epochs[0]  # once TRL's goes by epochs, ours can go

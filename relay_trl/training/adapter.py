@@ -7,7 +7,7 @@ tests/test_trl_contract.py holds each of them against the installed TRL.
 import asyncio
 import hashlib
 import selectors
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
 
 from ..engines.base import Engine
 from ..engines.transformers import TransformersEngine
@@ -34,6 +35,28 @@ TRACE_COLUMN = "relay_trace"
 def rollout_seed(seed: int, *place: object) -> int:
     """A seed for one rollout that depends on where it stands in the run and not on the process that runs it."""
     return int.from_bytes(hashlib.blake2b(repr((seed, *place)).encode(), digest_size=4).digest(), "big")
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's order of the prompts, and the same one after a restart: TRL's own begins with the first epoch's again.
+
+    Can go when TRL's sampler knows the epoch.
+
+    Args:
+        sampler ([`~trl.trainer.utils.RepeatSampler`]): TRL's.
+        epoch (`Callable[[], int]`): the epoch that begins or goes on, from 0.
+    """
+
+    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
+        vars(self).update(vars(sampler))
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle and self.seed is not None:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch()):
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
 
 
 def to_trl(traces: list[Trace], has_logprobs: bool) -> dict[str, list]:

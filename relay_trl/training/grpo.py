@@ -131,6 +131,9 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self._rollout_s = time.perf_counter() - started
         return adapter.to_trl(traces, has_logprobs=self.use_vllm)
 
+    def _get_train_sampler(self, dataset=None):
+        return adapter.EpochSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
+
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         if self._mode == "train":
