@@ -108,7 +108,7 @@ fuzz: $(ALL)  ## hundreds of thousands of drawn cases of syntax, splice, answers
 
 audit: $(ALL)  ## known weaknesses of the installed packages, by pip-audit and PyPI's list of advisories
 	$(PIP) install "pip-audit>=2.9,<3"
-	$(PY) -m pip_audit --skip-editable
+	$(PIP) freeze --exclude-editable | $(PY) -m pip_audit --strict --no-deps --disable-pip -r /dev/stdin
 
 soak: $(ALL)  ## 2,000 GRPO steps under random faults beside a quiet run, in runs/soak; goes on where it was
 	$(PY) tests/faults/soak.py

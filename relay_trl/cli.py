@@ -3,7 +3,9 @@
 import atexit
 import difflib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -199,6 +201,13 @@ def run(main: Callable[[], None]):
         end_process(status)
     if status:
         sys.exit(status)
+
+
+def end_in_order():
+    """Makes a process end with 0 that was told to leave and left: uvicorn raises its signal once more when all has ended."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(0))
 
 
 def end_process(status: int = 0):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from made_up_run import write_run
 
 ROOT = Path(__file__).parents[1]
 PAIR = ROOT / "data" / "arithmetic"
@@ -91,3 +92,17 @@ def test_an_idle_server_leaves_at_once(server, number):
     told = time.monotonic()
     server.send_signal(number)
     assert server.wait(10) == 0 and time.monotonic() < told + 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_viewer_leaves_at_once(tmp_path, number):
+    write_run(tmp_path, rollouts=16)
+    command = [sys.executable, "-m", "relay_trl", "watch", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().partition(" is shown at ")[2].strip()
+            assert httpx.get(url).status_code == 200
+            process.send_signal(number)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()

@@ -4,12 +4,9 @@ Owns the process: options, the socket, the signals. What is served is `app.py`'s
 """
 
 import logging
-import signal
 import socket
-import sys
-import threading
 
-from ..cli import RecipeParser
+from ..cli import RecipeParser, end_in_order
 from .config import ServingConfig
 
 
@@ -55,15 +52,8 @@ def run_server(config: ServingConfig):
             server_header=False,
             timeout_graceful_shutdown=max(1, round(config.shutdown_s)),
         )
-        _end_in_order()
+        end_in_order()
         uvicorn.Server(options).run(sockets=[listener])
-
-
-def _end_in_order():
-    """When all has ended, uvicorn raises the signal once more: a process that was told to leave, and left, ends with 0."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: sys.exit(0))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ import ipaddress
 import socket
 from pathlib import Path
 
+from ..cli import end_in_order
 from .follow import FollowedRun
 from .page import render_watch_page
 
@@ -75,6 +76,7 @@ def _serve(run: FollowedRun, host: str, port: int):
         config = uvicorn.Config(
             watch_app(run, LOCAL if is_local else ["*"]), access_log=False, log_level="warning", server_header=False
         )
+        end_in_order()
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -48,8 +48,9 @@ function filter() {
 
 // --- drawing ---
 
-const plain = (value) => `${value < 0 ? "\u2212" : ""}${Math.abs(value).toFixed(2)}`;
-const signed = (value) => (value > 0 ? `+${plain(value)}` : plain(value));
+const rounded = (value) => Math.round(100 * value) / 100;
+const plain = (value) => `${rounded(value) < 0 ? "\u2212" : ""}${Math.abs(value).toFixed(2)}`;
+const signed = (value) => (rounded(value) > 0 ? `+${plain(value)}` : plain(value));
 
 function drawRollout(rollout, want) {
   const verdict = { true: "right", false: "wrong", null: "failed" }[rollout.correct];
