@@ -61,10 +61,12 @@ def main():
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--max_model_len", type=int, help="most tokens of a request, where the cache is small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hardware", default=platform.processor() or platform.machine())
     args = parser.parse_args()
-    curve = asyncio.run(measure(load_engine(args.model, args.backend), args))
+    options = {} if args.max_model_len is None else {"max_model_len": args.max_model_len}
+    curve = asyncio.run(measure(load_engine(args.model, args.backend, **options), args))
     with open(args.output, "w", encoding="utf-8") as file:
         json.dump(vars(curve), file, indent=1)
 

@@ -3,13 +3,15 @@
     python benchmarks/serving.py --model /path/to/smollm2
 
 Starts `vllm serve` with the model, and a relay server whose student and teacher are both behind it. So many clients stream
-completions without calls, first from one server, then from the other, in turn. Prints and saves tokens a second and the time
-to the first token: the median of the rounds with the smallest and the largest.
+completions without calls, of lengths drawn alike for both so that they do not march in step, first from one server, then
+from the other, in turn. Prints and saves tokens a second and the time to the first token: the median of the rounds with the
+smallest and the largest.
 """
 
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import sys
 import time
@@ -29,7 +31,7 @@ async def one_client(client: httpx.AsyncClient, url: str, number: int, args) -> 
         body = {
             "model": "student",
             "prompt": PROMPT.format(number * 1000 + k),
-            "max_tokens": args.max_tokens,
+            "max_tokens": random.Random(number * 1000 + k).randint(args.max_tokens // 2, 3 * args.max_tokens // 2),
             "temperature": 1.0,
             "top_p": 1.0,
             "seed": number * 1000 + k,
@@ -69,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id")
     parser.add_argument("--clients", type=int, default=32, help="that stream at once (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=2, help="of each client in a round (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=6, help="of each client in a round (default: %(default)s)")
     parser.add_argument("--max_tokens", type=int, default=48, help="of an answer (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of each server, in turn (default: %(default)s)")
     parser.add_argument("--max_model_len", type=int, default=512, help="of the model's server (default: %(default)s)")

@@ -31,6 +31,7 @@ from relay_trl.engines.openai import OpenAIEngine
 from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.record import RelayRecord
 from relay_trl.serving.app import Limits, RelayServer
+from relay_trl.serving.command import KEEP_ALIVE_S
 from relay_trl.serving.guard import GuardedTeacher
 from relay_trl.serving.pair import Pair
 
@@ -46,7 +47,7 @@ RUNNING: list[tuple[uvicorn.Server, threading.Thread]] = []
 def listen(app) -> str:
     """Serves an application in a thread until [`stop`]; gives its URL."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=KEEP_ALIVE_S))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     RUNNING.append((server, thread))

@@ -1,5 +1,6 @@
 """A real server process that is told to stop: what is under way ends, nothing new is taken, and it leaves with 0."""
 
+import http.client
 import json
 import signal
 import subprocess
@@ -106,3 +107,17 @@ def test_the_viewer_leaves_at_once(tmp_path, number):
             assert process.wait(10) == 0
         finally:
             process.kill()
+
+
+def test_a_connection_stays_open_for_longer_than_clients_keep_theirs(server):
+    place = server.url.removeprefix("http://").partition("/")[0]
+    connection = http.client.HTTPConnection(place, timeout=20)
+    sockets = set()
+    for pause_s in (0, 6):  # httpx gives one up after 5 s
+        time.sleep(pause_s)
+        connection.request("GET", "/v1/models")
+        answer = connection.getresponse()
+        assert answer.status == 200 and answer.read()
+        sockets.add(connection.sock)
+    assert len(sockets) == 1 and None not in sockets
+    connection.close()

@@ -9,6 +9,10 @@ import socket
 from ..cli import RecipeParser, end_in_order
 from .config import ServingConfig
 
+KEEP_ALIVE_S = 75
+"""An idle connection is left open for longer than clients keep theirs (httpx: 5 s, uvicorn's own default as well): one that is
+closed just as a request comes over it costs that request."""
+
 
 def serve(args: list[str] | None = None):
     """Serves a pair until it is told to stop.
@@ -50,6 +54,7 @@ def run_server(config: ServingConfig):
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, round(config.shutdown_s)),
         )
         end_in_order()

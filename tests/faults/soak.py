@@ -2,7 +2,7 @@
 
     python tests/faults/soak.py --output_dir runs/soak --steps 2000 --minutes 60
 
-A quiet run with the same settings stands beside it. Both go on where they were when the command is given again, and stop
+A quiet run with the same settings goes beside it, on another core. Both go on where they were when the command is given again, and stop
 for good after `--minutes`; the report says how many steps there really were.
 """
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -236,9 +237,13 @@ def main():
     noisy = Run(out / "noisy", proxy.url, start, args.steps)
     quiet = Run(out / "quiet", "data/arithmetic/teacher", start, args.steps)
     try:
-        noisy.go(until, proxy, teacher, chance)
-        teacher.kill()
-        quiet.go(until, None, None, chance)
+        with ThreadPoolExecutor(2) as both:
+            runs = (
+                both.submit(noisy.go, until, proxy, teacher, chance),
+                both.submit(quiet.go, until, None, None, chance),
+            )
+            for run in runs:
+                run.result()
     finally:
         teacher.kill()
         proxy.close()
