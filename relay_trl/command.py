@@ -56,8 +56,7 @@ class CallSyntax:
     def __post_init__(self):
         for name in ("open_tag", "close_tag"):
             tag = getattr(self, name)
-            edges = tag[:1] + tag[-1:]
-            if not tag or any(edge.isspace() or edge.isdigit() for edge in edges):
+            if not isinstance(tag, str) or not tag or any(c.isspace() or c.isdigit() for c in (tag[0], tag[-1])):
                 raise ValueError(
                     f"{name} is {tag!r}; a tag needs at least one character and may neither begin nor end with a "
                     "blank or a digit. Choose something like '<call>' and '</call>'."

@@ -196,8 +196,8 @@ def print_service(config):
     table = Table(
         "requests/s",
         "prefix cache",
-        "student GPUs",
-        "teacher GPUs",
+        "students",
+        "teachers",
         "median s",
         "95 % s",
         "busy, student",

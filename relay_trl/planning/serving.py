@@ -196,7 +196,7 @@ class Service:
     busy: dict[str, float]
 
 
-_LARGEST = 3
+_LARGEST = 8
 """Engines of the kind that needs more which are simulated; larger services are several such."""
 
 

@@ -315,6 +315,7 @@ FIELDS = sorted(
     changes=st.dictionaries(st.sampled_from(FIELDS) | st.text(min_size=1, max_size=8), anything, max_size=3),
     raw=st.none() | st.text(max_size=40),
 )
+@example(changes={"open_tag": [None]}, raw=None)
 def test_any_yaml_is_a_config_or_one_sentence(tmp_path_factory, changes, raw):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     base = {"dataset": "arithmetic", "output_dir": "runs/fuzz", "use_cpu": True, "bf16": False, "report_to": "none"}
