@@ -108,7 +108,9 @@ fuzz: $(ALL)  ## hundreds of thousands of drawn cases of syntax, splice, answers
 
 audit: $(ALL)  ## known weaknesses of the installed packages, by pip-audit and PyPI's list of advisories
 	$(PIP) install "pip-audit>=2.9,<3"
-	$(PIP) freeze --exclude-editable | $(PY) -m pip_audit --strict --no-deps --disable-pip -r /dev/stdin
+	$(PIP) freeze --all --exclude-editable | sed 's/\(==[^+]*\)+.*/\1/' > $(VENV)/audited.txt
+	@$(PY) -m pip_audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt || { echo "The audit failed: a package has a known \
+	weakness, or PyPI's advisories could not be asked about one (https://pypi.org/pypi/NAME/VERSION/json)." >&2; exit 1; }
 
 soak: $(ALL)  ## 2,000 GRPO steps under random faults beside a quiet run, in runs/soak; goes on where it was
 	$(PY) tests/faults/soak.py

@@ -47,7 +47,7 @@ class CallSyntax:
         close_tag (`str`, defaults to `"</call>"`): likewise.
 
     Raises:
-        ValueError: a tag is empty, begins or ends with a blank or a digit, or one tag contains the other.
+        ValueError: a tag is no text or empty, begins or ends with a blank or a digit, or one tag contains the other.
     """
 
     open_tag: str = "<call>"
@@ -56,9 +56,10 @@ class CallSyntax:
     def __post_init__(self):
         for name in ("open_tag", "close_tag"):
             tag = getattr(self, name)
-            if not isinstance(tag, str) or not tag or any(c.isspace() or c.isdigit() for c in (tag[0], tag[-1])):
+            edges = (tag[:1], tag[-1:]) if isinstance(tag, str) else ()
+            if not any(edges) or any(edge.isspace() or edge.isdigit() for edge in edges):
                 raise ValueError(
-                    f"{name} is {tag!r}; a tag needs at least one character and may neither begin nor end with a "
+                    f"{name} is {tag!r}; a tag is a text of at least one character and may neither begin nor end with a "
                     "blank or a digit. Choose something like '<call>' and '</call>'."
                 )
         if self.open_tag in self.close_tag or self.close_tag in self.open_tag:

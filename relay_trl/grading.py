@@ -74,7 +74,8 @@ class Grader:
         marker (`str`, *optional*):
             What announces the final answer. `None`: the last `\boxed{}`.
         time_limit_s (`float`, *optional*, defaults to `5.0`):
-            Seconds that one answer may take. What takes longer, or kills its worker process, is wrong.
+            Seconds on a processor that one answer may take, however busy the machine. What takes longer, or kills its
+            worker process, is wrong.
         workers (`int`, *optional*):
             Number of worker processes. `None`: one per usable processor, at most 4. They start with the first answer
             that needs one, and end with [`~Grader.close`] or with this process, at most the time limit later.

@@ -5,8 +5,9 @@ are plain `python -c` processes rather than `multiprocessing` ones, because spaw
 script again, with torch and all it loads. What is worth asking, and what a verdict means, is decided in `grading`.
 
 The limit is the kernel's: the child arms a timer whose default action ends the process, so neither a loop in C nor an
-`except Exception` in a library can outlast it, and it holds even if the calling process has died. The calling process
-keeps a second clock, for a child that is stopped or swapped out.
+`except Exception` in a library can outlast it, and it holds even if the calling process has died. It counts the child's own
+time on a processor: by the clock, a right answer would be wrong on a machine that is busy elsewhere. The calling process
+keeps a second limit by the clock, a far longer one, for a child that is stopped or swapped out.
 """
 
 import json
@@ -23,7 +24,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 CHUNK = 32  # pairs sent at once: enough to hide the pipe, few enough to spread a batch over the workers
-GRACE_S = 2.0  # what the calling process waits beyond the limit before it kills a child itself
+PATIENCE = 10.0  # limits that the calling process waits, by the clock, before it kills a child itself, and
+GRACE_S = 2.0  # seconds beyond them
 START_LIMIT_S = 120.0  # importing SymPy takes about a second, a minute on a busy machine
 EXTRA_MEMORY = 1 << 30  # bytes that an answer may add to the child's address space
 
@@ -70,7 +72,7 @@ class WorkerPool:
 
     Args:
         time_limit_s (`float`):
-            Seconds that one pair may take.
+            Seconds on a processor that one pair may take.
         workers (`int`, *optional*):
             Number of child processes. `None`: one per usable processor, at most 4.
 
@@ -142,10 +144,12 @@ class WorkerPool:
                 for byte in data:
                     if worker.is_ready:
                         verdicts[worker.tasks.popleft()] = byte == _RIGHT[0]
-                    worker.is_ready = True
-                # The clock of one answer starts when the one before it is done.
-                worker.deadline = time.monotonic() + self.time_limit_s + GRACE_S
+                    worker.is_ready, failed_starts = True, 0  # only starts that fail one after the other say something
+                worker.deadline = self._deadline()  # the clock of one answer starts when the one before it is done
         return verdicts
+
+    def _deadline(self) -> float:
+        return time.monotonic() + PATIENCE * self.time_limit_s + GRACE_S
 
     def _wait(self) -> list[tuple[_Worker, bytes]]:
         """What the busy workers have written since; no bytes from one that died or overstayed."""
@@ -162,7 +166,7 @@ class WorkerPool:
     def _send(self, worker: _Worker, tasks: list[int], pairs: Sequence[tuple[str, str]], todo: deque[int]) -> None:
         # JSON in ASCII carries null bytes and lone surrogates, which no text encoding of a pipe would.
         line = json.dumps([pairs[task] for task in tasks]).encode() + b"\n"
-        worker.deadline = time.monotonic() + self.time_limit_s + GRACE_S
+        worker.deadline = self._deadline()
         try:
             worker.input.write(line)
             worker.input.flush()
@@ -248,7 +252,7 @@ def main(time_limit_s: float) -> None:
 
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the calling process's to handle
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)  # math-verify warns that its own time limits are off
     judge("\\frac{1}{2}", "\\frac{2}{4}")  # load SymPy and the grammar's tables before the clock runs
     _limit_memory()
@@ -261,12 +265,12 @@ def main(time_limit_s: float) -> None:
     os.write(output, _READY)
     for line in sys.stdin.buffer:
         for answer, gold in json.loads(line):
-            signal.setitimer(signal.ITIMER_REAL, time_limit_s)
+            signal.setitimer(signal.ITIMER_PROF, time_limit_s)
             try:
                 verdict = judge(answer, gold)
             except Exception:  # whatever a parser raises on it, this is no right answer
                 verdict = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             os.write(output, _RIGHT if verdict else _WRONG)
 
 

@@ -82,7 +82,7 @@ def load_function(path: str, what: str) -> Callable:
     Raises:
         ValueError: the path is not of this form, or leads nowhere.
     """
-    module, _, name = path.partition(":")
+    module, _, name = path.partition(":") if isinstance(path, str) else ("", "", "")
     if not module or not name:
         raise ValueError(f"{what} is {path!r}; give a dotted path such as 'my_package.my_module:my_function'.")
     try:
@@ -103,9 +103,9 @@ def load_reward(name: str) -> Callable:
     Raises:
         ValueError: neither leads to a function.
     """
-    if name in BUILT_IN:
+    if isinstance(name, str) and name in BUILT_IN:
         return BUILT_IN[name]
-    if ":" not in name:
+    if not isinstance(name, str) or ":" not in name:
         raise ValueError(
             f"reward is {name!r}; it must be one of {', '.join(BUILT_IN)}, or a dotted path 'package.module:function'."
         )

@@ -36,8 +36,8 @@ def rollout(rng, question, answer, is_right):
     return Trace([0], [student(left + shown)], [], StopReason.EOS)
 
 
-def write_group(writer, rng, step, group, question=None):
-    """One group of eight rollouts."""
+def write_group(writer, rng, step, group, question=None, advantages=None):
+    """One group of eight rollouts, with advantages of its own unless given."""
     a, b, c = rng.randint(11, 99), rng.randint(2, 9), rng.randint(1, 99)
     answer = a * b + c
     question = question or f"{a}*{b}+{c}="
@@ -50,7 +50,7 @@ def write_group(writer, rng, step, group, question=None):
     rewards = difficulty_aware(correct, called, [trace.teacher_share for trace in traces])
     rewards = [reward if i in scored else float("nan") for i, reward in enumerate(rewards)]
     mean = sum(rewards[i] for i in scored) / max(1, len(scored))
-    advantages = [rewards[i] - mean if i in scored else 0.0 for i in range(SIZE)]
+    advantages = advantages or [rewards[i] - mean if i in scored else 0.0 for i in range(SIZE)]
     rows = [{"prompt": question, "answer": str(answer)}] * SIZE
     kinds = [None] * group + [kind]
     writer.add(step, 0, group * SIZE, SIZE, rows, traces, correct, rewards, advantages, kinds)

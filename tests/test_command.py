@@ -117,7 +117,7 @@ def test_tags_can_be_chosen_and_are_taken_literally():
 
 
 @pytest.mark.parametrize("field", ["open_tag", "close_tag"])
-@pytest.mark.parametrize("tag", ["", " ", "<a> ", "\n<a>", "7", "<a>7", "7<a>", "٣a", " "])
+@pytest.mark.parametrize("tag", ["", " ", "<a> ", "\n<a>", "7", "<a>7", "7<a>", "٣a", " ", None, 7, [None], {"a": 1}])
 def test_tags_with_blank_or_digit_edges_are_refused(field, tag):
     with pytest.raises(ValueError, match=f"{field} is .*Choose something like"):
         CallSyntax(**{field: tag})

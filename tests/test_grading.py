@@ -356,7 +356,49 @@ def test_a_worker_that_dies_of_an_answer_is_replaced():
         assert verdicts == [True, False, True] and grader.timeouts == 1
 
 
+def start_worker(judge):
+    """A worker with a limit of 0.2 s whose judge is `judge`, with one pair to judge; what it wrote and how it ended."""
+    code = f"import time; import relay_trl.grading_worker as worker; worker.judge = {judge}; worker.main(0.2)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, input=b'[["1", "2"]]\n', capture_output=True, timeout=60)
+    return done.stdout, done.returncode
+
+
+def test_the_limit_is_time_on_a_processor():
+    assert start_worker("lambda answer, gold: time.sleep(0.4) or True") == (b"r1", 0)
+    spin = "lambda answer, gold: gold == '2' and any(time.process_time() < 0 for _ in iter(int, 1))"
+    assert start_worker(spin) == (b"r", -signal.SIGPROF)
+
+
+def test_a_right_answer_is_right_on_a_machine_that_is_busy_elsewhere():
+    with Grader(time_limit_s=0.5, workers=1) as grader:
+        assert grader.grade([box(r"2\sqrt{4}")], ["4"]) == [True]
+        worker = grader._pool._workers[0].process.pid
+        os.kill(worker, signal.SIGSTOP)
+        threading.Timer(3.0, os.kill, (worker, signal.SIGCONT)).start()  # no processor for six times the limit
+        assert grader.grade([box(r"2\sqrt{9}")], ["6"]) == [True] and grader.timeouts == 0
+
+
+def test_workers_that_fail_to_start_between_others_that_do_are_replaced(monkeypatch):
+    """Each slow answer ends a worker; of those that follow, every second one dies before it is ready."""
+    from relay_trl import grading_worker
+
+    boots, started = [grading_worker._BOOT, "raise SystemExit"], []
+
+    class Unlucky(grading_worker._Worker):
+        def __init__(self, time_limit_s):
+            monkeypatch.setattr(grading_worker, "_BOOT", boots[len(started) % 2])
+            started.append(self)
+            super().__init__(time_limit_s)
+
+    monkeypatch.setattr(grading_worker, "_Worker", Unlucky)
+    with Grader(time_limit_s=0.2, workers=1) as grader:
+        assert grader.grade([box(SLOW)] * 4 + [box(r"2\sqrt{4}")], ["7", "8", "9", "6", "4"]) == [False] * 4 + [True]
+        assert grader.timeouts == 4 and len(started) == 9
+
+
 def test_a_stopped_worker_is_given_up(monkeypatch):
+    monkeypatch.setattr("relay_trl.grading_worker.PATIENCE", 1.0)
     monkeypatch.setattr("relay_trl.grading_worker.GRACE_S", 0.2)
     with Grader(time_limit_s=1.0, workers=1) as grader:
         assert grader.grade([box(r"2\sqrt{4}")], ["4"]) == [True]

@@ -108,12 +108,20 @@ def test_a_dotted_path(my_rewards):
         ("my_rewards:NUMBER", "is a int, not a function"),
         (":length", "give a dotted path"),
         ("my_rewards:", "give a dotted path"),
+        (["simple"], "or a dotted path"),
+        ({"my_rewards:length": 1}, "or a dotted path"),
+        (7, "or a dotted path"),
     ],
 )
 def test_what_is_no_reward(my_rewards, name, said):
     with pytest.raises(ValueError, match="^reward ") as caught:
         load_reward(name)
     assert said in str(caught.value) and repr(name) in str(caught.value)
+
+
+def test_a_path_that_is_no_text():
+    with pytest.raises(ValueError, match="extra_rewards is {'a:b': 1}; give a dotted path"):
+        load_function({"a:b": 1}, "extra_rewards")
 
 
 def test_a_module_that_breaks_while_it_is_imported(tmp_path, monkeypatch):

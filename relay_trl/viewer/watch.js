@@ -48,9 +48,11 @@ function filter() {
 
 // --- drawing ---
 
-const rounded = (value) => Math.round(100 * value) / 100;
-const plain = (value) => `${rounded(value) < 0 ? "\u2212" : ""}${Math.abs(value).toFixed(2)}`;
-const signed = (value) => (rounded(value) > 0 ? `+${plain(value)}` : plain(value));
+// What is shown as 0.00 has no sign
+const size = (value) => Math.abs(value).toFixed(2);
+const sign = (value, plus) => (Number(size(value)) === 0 ? "" : value < 0 ? "\u2212" : plus);
+const plain = (value) => sign(value, "") + size(value);
+const signed = (value) => sign(value, "+") + size(value);
 
 function drawRollout(rollout, want) {
   const verdict = { true: "right", false: "wrong", null: "failed" }[rollout.correct];

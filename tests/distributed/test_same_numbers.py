@@ -193,6 +193,7 @@ def test_a_dead_process_is_named_and_its_run_goes_on_from_the_newest_whole_check
     assert status == 0, written[-3000:]
     assert f"{half} is passed over" in written and MARK in written
     alone, expected = one(REFERENCE)
+    assert len(expected["gradients"]) == STEPS and min(expected["gradients"]) > 0
     assert_same(weights(tmp_path / KILLED), weights(alone))
     for found in ranks(tmp_path, RESUMED):
         assert found["steps"] == STEPS and found["rewards"][-1] == [

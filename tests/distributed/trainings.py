@@ -124,6 +124,7 @@ def train_grpo(folder, options, num_processes, resume=None, callbacks=(), **fiel
     ]
     trainer.accelerator.wait_for_everyone()
     found = {"files": RolloutReader(folder).poll()[1], "steps": trainer.state.global_step}
+    found["gradients"] = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     return {**seen, **found, "metrics": metrics, "rollouts": recorder.batches}
 
 

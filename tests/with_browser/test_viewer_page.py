@@ -106,6 +106,17 @@ def test_a_page_that_stands_alone(tmp_path, open_page, monkeypatch, capsys):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
 
 
+def test_an_advantage_that_is_shown_as_nothing_has_no_sign(tmp_path, open_page):
+    writer = write_run(tmp_path, rollouts=64)
+    advantages = [-0.004, 0.004, -0.0, 0.0, -0.006, 0.006, -1.25, 0.5]
+    write_group(writer, random.Random(0), 2, 0, advantages=advantages)
+    with served(watch_app(FollowedRun(tmp_path))) as url:
+        page = open_page(url)
+        wait_for(page, "72 of 72")
+        shown = page.locator(".group").first.locator(".advantage").all_inner_texts()
+    assert shown == [f"adv. {text}" for text in "0.00 0.00 0.00 0.00 \u22120.01 +0.01 \u22121.25 +0.50".split()]
+
+
 def test_ten_thousand_rollouts_are_never_all_in_the_page(tmp_path, open_page):
     write_run(tmp_path, rollouts=10_000, groups_per_step=50)
     with served(watch_app(FollowedRun(tmp_path))) as url:
