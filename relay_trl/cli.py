@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from safetensors import SafetensorError
@@ -48,6 +48,17 @@ class RecipeParser(TrlParser):
             raise ValueError(f"Unknown option {hints}. Run with --help for all options.")
         check_launch(filled)
         return tuple(filled)
+
+    def set_defaults_with_config(self, **kwargs) -> list[str]:
+        """The YAML's options as defaults; argparse does not look at the kind of a default."""
+        texts = {action.dest for action in self._actions if action.nargs is None}
+        for kind in self.dataclass_types:
+            hints = get_type_hints(kind)
+            for name in texts & kwargs.keys() & hints.keys():
+                value = kwargs[name]
+                if hints[name] in (str, str | None) and value is not None and not isinstance(value, str):
+                    raise ValueError(f"{name} is {value!r}; it must be a text (in a YAML, put it in quotes).")
+        return super().set_defaults_with_config(**kwargs)
 
     def error(self, message: str):
         """What argparse found wrong, without the hundreds of lines of usage that it would print."""

@@ -328,9 +328,6 @@ def test_any_yaml_is_a_config_or_one_sentence(tmp_path_factory, changes, raw):
         assert str(error).strip()
 
 
-@pytest.mark.xfail(
-    raises=AttributeError, strict=True, reason="the parser gives transformers a text option that is no text"
-)
 @pytest.mark.parametrize("value", ["[]", "{a: 1}", "3"])
 def test_a_text_option_that_is_no_text_is_one_sentence(tmp_path, value):
     path = tmp_path / "any.yaml"
