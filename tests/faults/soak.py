@@ -28,8 +28,8 @@ TEACHER = "data/arithmetic/teacher"
 CONFIGS = ROOT / "recipes" / "configs" / "arithmetic"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "-q", "--config_file", "accelerate_configs/cpu.yaml"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-FAULTY = 0.03  # share of the teacher's requests that go wrong
-TRAINER_LIVES_S = (60, 240)  # the trainer is killed after a random time within these
+FAULTY = 0.01  # share of the teacher's requests that go wrong
+TRAINER_LIVES_S = (120, 300)  # the trainer is killed after a random time within these
 TEACHER_LIVES_S = (120, 300)
 RUN = {
     "per_device_train_batch_size": 64,
@@ -37,7 +37,7 @@ RUN = {
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 20,
     "eval_strategy": "no",
-    "save_steps": 25,
+    "save_steps": 10,
     "save_total_limit": 2,
     "teacher_timeout_s": 4,
     "teacher_retries": 3,
