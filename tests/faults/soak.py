@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -149,9 +150,7 @@ class Run:
                 self.state["stops"].append(last[-400:])
             self.state["segments"].append({"until_step": newest(self.folder), "samples": samples[::10]})
             if proxy:
-                self.state["faults"] = {
-                    name: self.state["faults"].get(name, 0) + count for name, count in proxy.seen.items()
-                }
+                self.state["faults"] = Counter(self.state["faults"]) + Counter(proxy.seen)
                 proxy.seen.clear()
                 self.state["teacher_kills"] = self.state.get("teacher_kills", 0) + teacher.kills
                 teacher.kills = 0
