@@ -247,7 +247,9 @@ def adapter_folder(run, tmp_path):
 def merge(*options):
     command = [sys.executable, "recipes/merge_adapter.py", *map(str, options)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
+    # bitsandbytes, where it is installed without a GPU, has a line of its own
+    said = [line for line in done.stderr.splitlines(keepends=True) if "kernels-community" not in line]
+    return done.returncode, done.stdout, "".join(said)
 
 
 def test_the_recipe_merges_what_was_trained(run, adapter_folder, tmp_path):
