@@ -150,7 +150,7 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         processes, steps = int(os.environ.get("WORLD_SIZE", "1")), self.steps_per_generation
         steps = steps or self.gradient_accumulation_steps
         rollouts = self.per_device_train_batch_size * processes * steps
-        if self.generation_batch_size is None and self.num_generations > 0 and rollouts % self.num_generations:
+        if self.generation_batch_size is None and self.num_generations and rollouts % self.num_generations:
             step = self.num_generations // math.gcd(self.num_generations, processes * steps)
             below = self.per_device_train_batch_size // step * step
             raise ValueError(
