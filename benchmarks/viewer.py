@@ -7,7 +7,6 @@ scroll's from the wheel to the next frame. Medians with the smallest and the lar
 """
 
 import argparse
-import shutil
 import sys
 import tempfile
 import time
@@ -33,17 +32,16 @@ def main():
 
     from made_up_run import write_run
     from playwright.sync_api import sync_playwright
-    from served import served
+    from served import CHROMIUM, served
 
     from relay_trl.viewer.follow import FollowedRun
     from relay_trl.viewer.server import watch_app
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     found: dict[str, list[float]] = {"open": []}
     with tempfile.TemporaryDirectory() as folder:
         write_run(Path(folder), rollouts=args.rollouts, groups_per_step=50)
         with served(watch_app(FollowedRun(Path(folder)))) as url, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             for _ in range(args.repeats):
                 page = browser.new_page()
                 started = time.perf_counter()

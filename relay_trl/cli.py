@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import yaml
 from safetensors import SafetensorError
 from torch import distributed
+from transformers import TrainingArguments
 from trl import TrlParser
 
 from .engines.base import Engine, EngineError
@@ -77,8 +78,8 @@ def check_launch(configs: Iterable[object]):
             )
     if launched > 1 and distributed.is_available() and distributed.is_initialized():
         for config in configs:
-            if hasattr(config, "ddp_timeout"):
-                limit_waiting(getattr(config, "ddp_timeout"))  # noqa: B009
+            if isinstance(config, TrainingArguments):
+                limit_waiting(config.ddp_timeout)
         _check_same_everywhere(configs)
 
 

@@ -29,6 +29,23 @@ def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | N
     return value
 
 
+def broken_groups(batch: int, processes: int, steps: int, group: int) -> str | None:
+    """What is wrong with a draw of rollouts that leaves a group incomplete, `None` where all are whole.
+
+    Args:
+        batch (`int`): `per_device_train_batch_size`.
+        processes (`int`), steps (`int`): processes, and `steps_per_generation`.
+        group (`int`): `num_generations`.
+    """
+    rollouts = batch * processes * steps
+    if rollouts % group == 0:
+        return None
+    return (
+        f"{batch} (per_device_train_batch_size) x {processes} (processes) x {steps} (steps_per_generation) = "
+        f"{rollouts} rollouts are no whole groups of num_generations={group}"
+    )
+
+
 @dataclass
 class DataConfig:
     """Which problems a run uses.

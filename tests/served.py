@@ -1,8 +1,18 @@
-"""An ASGI application served on a free port of this machine, for tests that need a real connection."""
+"""Real connections for tests: a free port, an ASGI application served on one, and the browser that looks at it."""
 
+import shutil
 import socket
 import threading
 from contextlib import contextmanager
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @contextmanager

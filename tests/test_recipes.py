@@ -9,13 +9,13 @@ import logging
 import re
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from served import free_port
 from test_openai_engine import Server
 
 from relay_trl.data.arithmetic import problems
@@ -155,9 +155,7 @@ def test_rows_without_an_answer_are_named_and_skipped_and_a_teacher_that_is_down
 ):
     rows = [{"problem": row["prompt"], "answer": row["answer"]} for row in problems("train", 20)]
     rows[4]["answer"], rows[9]["answer"] = "", "?"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    url = f"http://127.0.0.1:{free_port()}/v1"
     with caplog.at_level(logging.WARNING):
         said = refuse(
             "grpo_relay",

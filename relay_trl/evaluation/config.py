@@ -262,7 +262,7 @@ class EvaluationConfig(TeacherFields):
 
     def student_options(self) -> dict[str, Any]:
         """How the student's engine is loaded; see [`~relay_trl.engines.loading.load_engine`]."""
-        engine = self.student_engine if isinstance(self.student_engine, dict) else {}
+        engine = mapping("student_engine", self.student_engine) or {}
         return {"backend": self.student_backend, **({"dtype": self.dtype} if self.dtype else {}), **engine}
 
     def teacher_options(self) -> dict[str, Any]:

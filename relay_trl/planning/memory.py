@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..options import broken_groups
 from .models import Shape, fake_model, load_config
 
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
@@ -106,9 +107,8 @@ def training_memory(student: str, run: Training) -> Memory:
     # What a layer keeps is given up as its gradients come, so that the peak lies at either end of the backward pass
     are_gradients_there = run.is_deepspeed or run.accumulation > 1
     at_head = kept + parts["head"] + (parts["gradients"] if are_gradients_there else 0.0)
-    twice = (
-        4.0 * shape.vocabulary * shape.hidden if shape.is_tied and run.peft is None else 0.0
-    )  # as head and embedding
+    # The gradient of an embedding that is the head as well comes in two pieces
+    twice = 4.0 * shape.vocabulary * shape.hidden if shape.is_tied and run.peft is None else 0.0
     at_end = (kept if run.has_checkpointing else 0.0) + layer + parts["gradients"] + twice
     memory = Memory(parts)
     memory.at_update = resident + engine_at_update + max(at_head, at_end)
@@ -205,11 +205,8 @@ def batches(
         ValueError: the batch splits no group evenly.
     """
     rollouts = per_device * processes * per_generation
-    if rollouts % group:
-        raise ValueError(
-            f"{per_device} (per_device_train_batch_size) x {processes} (processes) x {per_generation} (steps_per_generation) = "
-            f"{rollouts} rollouts are no whole groups of num_generations={group}; change one of them."
-        )
+    if said := broken_groups(per_device, processes, per_generation, group):
+        raise ValueError(f"{said}; change one of them.")
     reads = calls * (mean_prompt + mean_tokens / 2)
     cached = mean_prompt + mean_tokens * calls / (calls + 1) if calls >= 1 else reads  # up to the last call, once
     tokens = rollouts * mean_tokens

@@ -181,7 +181,7 @@ class ServingConfig(TeacherFields):
         teacher = None
         # The teacher first: a server that is down is known before any model is loaded.
         if record.teacher is not None:
-            options = {**self.teacher_options(), **_dict(self.teacher_engine)}
+            options = {**self.teacher_options(), **(mapping("teacher_engine", self.teacher_engine) or {})}
             engine = load_engine(self.teacher or record.teacher, **options)
             teacher = GuardedTeacher(_apart(engine), self.teacher_pause_s)
         server = {
@@ -189,7 +189,10 @@ class ServingConfig(TeacherFields):
             "model": self.student_model,
             "max_concurrency": self.max_in_flight,
         }
-        options = {**(server if "://" in self.student else {}), **_dict(self.student_engine)}
+        options = {
+            **(server if "://" in self.student else {}),
+            **(mapping("student_engine", self.student_engine) or {}),
+        }
         student = load_engine(self.student, self.student_backend, **options)
         sampling = Sampling(self.temperature, self.top_p)
         return Pair(_apart(student), teacher, record, sampling, self.teacher_top_p, self.use_template)
@@ -198,10 +201,6 @@ class ServingConfig(TeacherFields):
 def _apart(engine):
     """An engine that computes in this process gets a thread of its own; one behind a URL needs none."""
     return engine if "://" in engine.name else ThreadedEngine(engine)
-
-
-def _dict(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _is_local(host: str) -> bool:

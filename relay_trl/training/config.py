@@ -12,7 +12,7 @@ from typing import Any
 from trl import GRPOConfig, SFTConfig
 
 from ..engines.base import Sampling
-from ..options import PromptFields, TeacherFields
+from ..options import PromptFields, TeacherFields, broken_groups
 from ..redaction import RedactedArguments
 from ..relay import RelayConfig
 from ..rewards import check_options, load_function, load_reward
@@ -147,17 +147,15 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
 
     def _check_groups(self):
         """Refuses a draw of rollouts that leaves a group incomplete."""
-        processes, steps = int(os.environ.get("WORLD_SIZE", "1")), self.steps_per_generation
-        steps = steps or self.gradient_accumulation_steps
-        rollouts = self.per_device_train_batch_size * processes * steps
-        if self.generation_batch_size is None and self.num_generations and rollouts % self.num_generations:
+        if self.generation_batch_size is not None or not self.num_generations:
+            return
+        batch, processes = self.per_device_train_batch_size, int(os.environ.get("WORLD_SIZE", "1"))
+        steps = self.steps_per_generation or self.gradient_accumulation_steps
+        if said := broken_groups(batch, processes, steps, self.num_generations):
             step = self.num_generations // math.gcd(self.num_generations, processes * steps)
-            below = self.per_device_train_batch_size // step * step
-            raise ValueError(
-                f"{self.per_device_train_batch_size} (per_device_train_batch_size) x {processes} (processes) x {steps} "
-                f"(steps_per_generation) = {rollouts} rollouts are no whole groups of num_generations={self.num_generations}; "
-                f"per_device_train_batch_size: {f'{below} or {below + step}' if below else step} makes whole ones."
-            )
+            below = batch // step * step
+            nearest = f"{below} or {below + step}" if below else step
+            raise ValueError(f"{said}; per_device_train_batch_size: {nearest} makes whole ones.")
 
     def check_student_server(self):
         """Refuses a student behind a server that could not be given new weights."""

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from served import free_port
 from test_sft_trainer import warmup_rows
 from trainers_for_tests import load_tokenizer
 
@@ -41,10 +41,12 @@ def start(folder: Path, rank: int, size: int, place: dict[str, str]) -> subproce
 )
 def test_the_others_end_and_name_it(tmp_path, what, said):
     warmup_rows(load_tokenizer()).to_json(tmp_path / "rows.jsonl")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    place = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     processes = [start(tmp_path, rank, 3, place) for rank in range(3)]
     try:
         limit = time.monotonic() + 240

@@ -4,7 +4,6 @@ launch files that can start without a GPU is started here, with two processes an
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from served import free_port
 from trainers_for_tests import student_folder
 from trainings import GROUP, KILLED, RESUMED, RUNS, STEPS, WARMUPS, train
 
@@ -67,10 +67,8 @@ def launch(config, folder, names):
         line = command(config, folder, names, "--main_process_port", "0")
         done = subprocess.run(line, **options, timeout=TIME_LIMIT_S)
         return done.returncode, done.stdout
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port, "--machine_rank"]
+    place = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    place.append("--machine_rank")
     machines = [subprocess.Popen(command(config, folder, names, *place, rank), **options) for rank in ("0", "1")]
     try:
         written = [machine.communicate(timeout=TIME_LIMIT_S)[0] for machine in machines]

@@ -1,12 +1,12 @@
 """Processes that are given different options are refused, each with the name of the option and both values."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from served import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,10 +30,7 @@ run(main)
 
 @pytest.mark.parametrize(("seed", "is_refused"), [("int(os.environ['RANK'])", True), ("3", False)])
 def test_options_that_depend_on_the_process(seed, is_refused):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT.format(seed=seed)],

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
 from faults_for_tests import FaultProxy
+from served import free_port
 from trainers_for_tests import PAIR
 from with_vllm.conftest import _end, _wait_until_healthy
 
@@ -18,9 +18,7 @@ class TeacherServer:
 
     def __init__(self, log_path):
         self.log_path = log_path
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.start()
 

@@ -2,8 +2,8 @@
 
     python tests/faults/soak.py --output_dir runs/soak --steps 2000 --minutes 60
 
-A quiet run with the same settings goes beside it, on another core. Both go on where they were when the command is given again, and stop
-for good after `--minutes`; the report says how many steps there really were.
+A quiet run with the same settings goes beside it, on another core. Both go on where they were when the command is given
+again, and stop for good after `--minutes`; the report says how many steps there really were.
 """
 
 import argparse

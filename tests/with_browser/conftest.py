@@ -1,11 +1,10 @@
 """A real browser without a window. Skipped by name where there is no Chromium or no Playwright."""
 
 import importlib.util
-import shutil
 
 import pytest
+from served import CHROMIUM
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [
     what
     for what, is_there in (

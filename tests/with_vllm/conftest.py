@@ -4,7 +4,6 @@ This folder must not be called `vllm`: pytest puts its parent on the path, where
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from served import free_port
 
 for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}.items():
     os.environ.setdefault(name, value)
@@ -96,9 +96,7 @@ def serve(tmp_path_factory):
 
     @contextmanager
     def running(model, *options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         log_path = tmp_path_factory.mktemp("vllm_server") / "log"
         # The command `vllm serve` looks its version up under a name that vllm-cpu does not have; the module serves.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
