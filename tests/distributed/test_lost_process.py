@@ -62,3 +62,42 @@ def test_the_others_end_and_name_it(tmp_path, what, said):
         for process in processes:
             process.kill()
             process.wait()
+
+
+SCRIPT = """
+import os, time
+from torch import distributed
+from relay_trl.lost import explain
+
+distributed.init_process_group("gloo")
+said = {said}[int(os.environ["RANK"])]
+if said is None:
+    time.sleep(60)
+print(explain(RuntimeError(said)), flush=True)
+os._exit(0)
+"""
+CLOSED = "[/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"
+TIMED_OUT = (
+    "Application timeout caused pair closure",
+    "[/x/gloo/transport/tcp/a.cc:78] Timed out waiting 5ms for recv",
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "said"),
+    [(TIMED_OUT[0], CLOSED, "No answer from"), (CLOSED, TIMED_OUT[1], "No answer from"), (CLOSED, CLOSED, "Lost")],
+)
+def test_whoever_has_timed_out_the_others_say_so_too(own, others, said):
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT.format(said=[own, None, others])]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen(command, env=os.environ | place | {"RANK": str(rank)}, **options) for rank in range(3)
+    ]
+    try:
+        written = [processes[rank].communicate(timeout=120)[0] for rank in (0, 2)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert all(text.startswith(f"{said} process 1") for text in written), written
