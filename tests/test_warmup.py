@@ -251,6 +251,8 @@ def test_weights_are_the_frequencies_of_calls():
         ({"temperature": -1.0}, "temperature must be >= 0"),
         ({"step_share": 1.5, "step_end": ";"}, "step_share is 1.5; it is a share between 0 and 1"),
         ({"step_share": 0.5}, "step_end is not set"),
+        ({"step_start_share": -0.1, "step_end": ";"}, "step_start_share is -0.1; it is a share between 0 and 1"),
+        ({"step_start_share": 0.5}, "step_start_share is 0.5, but step_end is not set"),
         ({"step_share": 0.5, "step_end": "("}, "no regular expression"),
     ],
 )
@@ -287,6 +289,20 @@ def test_calls_to_the_end_of_the_step(step_end, ends):
 def test_a_share_of_calls_reaches_to_the_end_of_the_step():
     lengths = {share: [n for n, _ in step_calls(";", share, 200)[1]] for share in (0.0, 0.5)}
     assert sum(n > 19 for n in lengths[0.0]) > 100 > sum(n > 19 for n in lengths[0.5]) > 30
+
+
+@pytest.mark.parametrize(("share", "bounds"), [(0.0, (20, 55)), (0.5, (100, 145)), (1.0, (200, 200))])
+def test_a_share_of_calls_stands_where_a_step_begins(share, bounds):
+    vocabulary = VOCABULARIES["characters-tags"]
+    text = "12*3=36;36+4=40;#40"
+    places = Counter()
+    for seed in range(200):
+        rng = random.Random(seed)
+        ids = insert_calls(vocabulary.encode(text), vocabulary, SYNTAX, rng, 1, 1, "#", 0.0, ";", share)
+        places[SYNTAX.find(vocabulary.decode(ids))[0].start] += 1
+    starts = [0, 8, 16]  # three of the 17 places; the bounds are three standard errors away
+    assert bounds[0] <= sum(places[start] for start in starts) <= bounds[1]
+    assert min(places[start] for start in starts) > 0 and max(places) <= 16
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

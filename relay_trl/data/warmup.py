@@ -41,6 +41,8 @@ class WarmupConfig(PromptFields):
         num_orders (`int`, defaults to `4`): n is a digit 1 to 9 times 10^0 .. 10^(num_orders - 1).
         step_share (`float`, defaults to `0.0`): share of calls whose n reaches to the end of the step that they stand in,
             instead; the paper has none. Long answers of many steps hold few calls that random lengths fit.
+        step_start_share (`float`, defaults to `0.0`): share of calls that stand where a step begins; the others, and all of
+            the paper's, may stand at any token.
         step_end (`str`, *optional*): regular expression of what ends a step, itself part of it, such as `;` or `\\n`.
         add_call_tokens (`bool`, defaults to `False`): write the tags as added special tokens.
         seed (`int`, defaults to `42`).
@@ -61,6 +63,7 @@ class WarmupConfig(PromptFields):
     )
     num_orders: int = field(default=4, metadata={"help": "n is a digit times 10^0 .. 10^(num_orders - 1)."})
     step_share: float = field(default=0.0, metadata={"help": "Share of calls that reach to the end of their step."})
+    step_start_share: float = field(default=0.0, metadata={"help": "Share of calls that stand where a step begins."})
     step_end: str | None = field(default=None, metadata={"help": "Regular expression of what ends a step."})
     add_call_tokens: bool = field(default=False, metadata={"help": "Write the tags as added special tokens."})
     chat_template_kwargs: dict | None = field(default=None, metadata={"help": "Passed to the chat template."})
@@ -77,10 +80,12 @@ class WarmupConfig(PromptFields):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.call_weights or min(self.call_weights) < 0 or sum(self.call_weights) <= 0:
             raise ValueError(f"call_weights is {self.call_weights}; give non-negative numbers that are not all zero.")
-        if not 0 <= self.step_share <= 1:
-            raise ValueError(f"step_share is {self.step_share}; it is a share between 0 and 1.")
-        if self.step_share and not self.step_end:
-            raise ValueError(f"step_share is {self.step_share}, but step_end is not set; say what ends a step, as ';'.")
+        for name in ("step_share", "step_start_share"):
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; it is a share between 0 and 1.")
+            if share and not self.step_end:
+                raise ValueError(f"{name} is {share}, but step_end is not set; say what ends a step, as ';'.")
         try:
             re.compile(self.step_end or "")
         except re.error as error:
@@ -152,6 +157,7 @@ def insert_calls(
     marker: str | None = None,
     step_share: float = 0.0,
     step_end: str | None = None,
+    step_start_share: float = 0.0,
 ) -> list[int]:
     """`ids` with up to `num_calls` commands put in between tokens; the tokens themselves stay as sampled.
 
@@ -161,11 +167,15 @@ def insert_calls(
     text = vocabulary.decode(ids)
     end, closed = call_spots_end(text, marker)
     closed += [(command.start, command.end) for command in syntax.find(text)]
+    step_ends = _step_ends(ids, text, vocabulary, step_end)
     spots: set[int] = set()
     for _ in range(20 * num_calls):
         if len(spots) == num_calls:
             break
-        spot = rng.randrange(len(ids) + 1)
+        if step_start_share and rng.random() < step_start_share:
+            spot = rng.choice([0, *step_ends[:-1]])
+        else:
+            spot = rng.randrange(len(ids) + 1)
         before = vocabulary.decode(ids[:spot])
         at = len(before)
         is_between_characters = before + vocabulary.decode(ids[spot:]) == text
@@ -175,7 +185,7 @@ def insert_calls(
     for i in range(len(ids) + 1):
         if i in spots:
             if step_share and i < len(ids) and rng.random() < step_share:
-                n = _tokens_to_step_end(ids, i, text, vocabulary, step_end or "$")
+                n = next(end for end in step_ends if end > i) - i
             else:
                 n = rng.randint(1, 9) * 10 ** rng.randrange(num_orders)
             written += command_ids(n, vocabulary, syntax)
@@ -183,12 +193,10 @@ def insert_calls(
     return written
 
 
-def _tokens_to_step_end(ids: list[int], start: int, text: str, vocabulary: Vocabulary, step_end: str) -> int:
-    """Tokens from `ids[start]` to the end of its step, at least one; without an end, to that of the answer."""
-    begin = len(vocabulary.decode(ids[:start]))
-    ends = (match.end() for match in re.finditer(step_end, text))
-    end = next((end for end in ends if end > begin), len(text))
-    return max(1, tokens_until(ids, text, end, vocabulary) - start)
+def _step_ends(ids: list[int], text: str, vocabulary: Vocabulary, step_end: str | None) -> list[int]:
+    """How many of `ids` are written at the end of each step; the answer's end is the last one's."""
+    ends = [match.end() for match in re.finditer(step_end, text)] if step_end else []
+    return sorted({tokens_until(ids, text, end, vocabulary) for end in ends if 0 < end < len(text)} | {len(ids)})
 
 
 async def warmup_rows(
@@ -243,6 +251,7 @@ async def warmup_rows(
             config.answer_marker,
             config.step_share,
             config.step_end,
+            config.step_start_share,
         )
         text = vocabulary.decode(ids)
         row = rows[number // config.samples]
