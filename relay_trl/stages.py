@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,9 +16,20 @@ _LAUNCH = ("-m", "accelerate.commands.launch", "-q", "--config_file", "accelerat
 _TRAINING = ("sft_warmup", "grpo_relay")
 """Recipes that accelerate launches."""
 
+_running: dict[Path, threading.Lock] = {}
+"""Held while a result is being made: two threads that need the same warm-up make it once."""
 
-def stage(title: str, result: Path, recipe: str, configs: Path, config: str | None = None, **options: object):
-    """Runs a recipe unless its `result` is there.
+
+def stage(
+    title: str,
+    result: Path,
+    recipe: str,
+    configs: Path,
+    config: str | None = None,
+    log: Path | None = None,
+    **options: object,
+):
+    """Runs a recipe unless its `result` is there. Threads may run several side by side.
 
     Args:
         title (`str`): what is printed.
@@ -25,19 +37,29 @@ def stage(title: str, result: Path, recipe: str, configs: Path, config: str | No
         recipe (`str`): its name in `recipes/`, without the ending.
         configs (`Path`): the folder of its YAML.
         config (`str`, *optional*): the name of its YAML, without the ending; `None` has the recipe's.
+        log (`Path`, *optional*): the file that takes what the recipe prints; `None` lets it print.
         options: over those of the YAML; `None` leaves one out.
 
     Raises:
         RuntimeError: the recipe failed.
     """
-    if result.exists():
-        print(f"== {title}: kept {result}", flush=True)
-        return
-    print(f"== {title}", flush=True)
-    started = time.perf_counter()
+    with _running.setdefault(result, threading.Lock()):
+        if result.exists():
+            print(f"== {title}: kept {result}", flush=True)
+            return
+        print(f"== {title}", flush=True)
+        started = time.perf_counter()
+        code = _launch(recipe, configs / f"{config or recipe}.yaml", options, log)
+        if code != 0:
+            told = f"its error is in {log}: {_end_of(log)}" if log else "its error is above."
+            raise RuntimeError(f"The stage '{title}' failed; {told}")
+        print(f"   {f'{title}: ' if log else ''}{time.perf_counter() - started:.0f} s\n", flush=True)
+
+
+def _launch(recipe: str, config: Path, options: dict[str, object], log: Path | None) -> int:
+    """Runs a recipe to its end and returns its exit code."""
     is_training = recipe in _TRAINING
-    command = [sys.executable, *(_LAUNCH if is_training else ()), f"recipes/{recipe}.py"]
-    command += ["--config", str(configs / f"{config or recipe}.yaml")]
+    command = [sys.executable, *(_LAUNCH if is_training else ()), f"recipes/{recipe}.py", "--config", str(config)]
     for name, value in options.items():
         if value is not None:
             values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
@@ -45,6 +67,14 @@ def stage(title: str, result: Path, recipe: str, configs: Path, config: str | No
     # Threads that wait must not spin: beside other work on the machine that makes a step ten times as long. Decoding so
     # small a model is faster on one thread; training is not, and accelerate picks its threads itself
     env = {"OMP_WAIT_POLICY": "PASSIVE", **({} if is_training else {"OMP_NUM_THREADS": "1"}), **os.environ}
-    if subprocess.run(command, env=env).returncode != 0:
-        raise RuntimeError(f"The stage '{title}' failed; its error is above.")
-    print(f"   {time.perf_counter() - started:.0f} s\n", flush=True)
+    if log is None:
+        return subprocess.run(command, env=env).returncode
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        return subprocess.run(command, env=env, stdout=file, stderr=subprocess.STDOUT).returncode
+
+
+def _end_of(log: Path) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "(nothing was printed)")

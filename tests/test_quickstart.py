@@ -53,14 +53,16 @@ def reproduce(plan: Path, *options: str) -> subprocess.CompletedProcess:
 
 
 def small_plan(folder: Path) -> Path:
-    """The shipped plan and configs with a candidate that stops beside the two, two runs and a handful of problems."""
+    """The shipped plan and configs with a candidate that stops beside the two, three runs and a handful of problems."""
     configs = folder / "configs"
     shutil.copytree(ROOT / "recipes/configs/arithmetic", configs)
     plan = yaml.safe_load((configs / "reproduce.yaml").read_text())
     assert {"relay", "grpo_alone", "simple_reward", "no_warmup", "fixed_4"} <= set(plan["runs"])
     plan |= {"output_dir": str(folder / "out"), "validation_size": 12, "test_size": 12}
     plan["warmups"] = {"random": {"build": {"dataset_size": 64}}}
-    plan["runs"] = {name: plan["runs"][name] for name in ("relay", "grpo_alone")}
+    plan["runs"] = {name: plan["runs"][name] for name in ("relay", "grpo_alone", "citer")}
+    citer = yaml.safe_load((configs / "train_citer.yaml").read_text())
+    (configs / "train_citer.yaml").write_text(yaml.safe_dump({**citer, "dataset_size": 48, "max_epochs": 2}))
     plan["candidates"]["stops"] = {"warmup": "random", "grpo": {"max_zero_variance": 0.0, "guard_steps": 1}}
     (configs / "reproduce.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     return configs / "reproduce.yaml"
@@ -69,14 +71,20 @@ def small_plan(folder: Path) -> Path:
 @pytest.mark.slow
 def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
     plan = small_plan(tmp_path)
-    done = reproduce(plan, "--max_steps", "1")
+    done = reproduce(plan, "--max_steps", "1", "--jobs", "2")
     assert done.returncode == 0, done.stderr[-3000:]
     results = (tmp_path / "out/results.md").read_text()
     rows = [line.split("|")[1].strip() for line in results.splitlines() if line.startswith("| ")]
-    ours = ["relay: relay", "relay: relay_no_teacher", "grpo_alone: student"]
-    assert rows == ["method", "---", "student", "teacher", *ours, "candidate", "paper", "constant", "stops"]
+    ends = ["random_router_0.5", "random_tokens_0.3", "student", "teacher"]
+    biased = [f"relay: call_bias_{bias}" for bias in (-4, -2, 2)]
+    relay = [*biased, "relay", "relay_calls_off", "relay_no_teacher"]
+    citer = [f"citer_{t}" for t in ("0.2", "0.5", "0.8", "0.95", "0.99", "0.999")]
+    assert rows == ["method", "---", *ends, *relay, "grpo_alone", *citer, "candidate", "paper", "constant", "stops"]
     assert "| stops | its training stopped | | |" in results
     assert "Picked on the validation split: " in results
+    assert "The stage 'stops, seed 1' failed; its error is in" in done.stdout and "max_zero_variance" in done.stdout
+    assert (tmp_path / "out/shares.svg").stat().st_size > 0 and "answers:" not in done.stderr
+    assert done.stdout.count("== warm-up random, seed 1\n") == 1  # made once, though two stages waited for it
     lines = (tmp_path / "out/evaluation/paper_validation/answers.arithmetic.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["settings"]["split"] == "validation" and len(lines) == 13
 
@@ -94,6 +102,7 @@ def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
             "no run magic; it has relay, ",
         ),
         (["none.yaml"], "the file none.yaml does not exist"),
+        (["recipes/configs/arithmetic/reproduce.yaml", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
     ],
 )
 def test_a_reproduction_refuses_what_is_not_there(options, said, monkeypatch, capsys):

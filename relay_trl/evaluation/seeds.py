@@ -1,6 +1,6 @@
 """Several seeds of one setting in one row: means, how far the seeds lie apart, and the uncertainty of the problems.
 
-Owns the table of `recipes/reproduce.py`. The numbers of one run are `summaries.py`'s.
+Owns the table and the picture of `recipes/reproduce.py`. The numbers of one run are `summaries.py`'s.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .answers import Run, read_run
+from .methods import family_of
+from .plots import plot_shares, save_figure
 from .results import summarize
 from .summaries import Summary
 
@@ -44,47 +46,67 @@ def pooled(runs: Sequence[Run]) -> Run:
     return replace(runs[0], answers=answers)
 
 
-def table_of_folder(folder: Path, names: Iterable[str], seeds: Sequence[int]) -> str:
-    """[`seeds_table`] of the finished evaluations in `folder`: `ends`, and `<name>_seed_<seed>` where it is there."""
+def write_results(folder: str | Path, names: Iterable[str], seeds: Sequence[int], notes: str = ""):
+    """Writes `results.md` ([`seeds_table`], then `notes`) and `shares.svg` of the finished evaluations in
+    `<folder>/evaluation`: `ends`, and `<name>_seed_<seed>` where it is there.
+    """
     groups: dict[str, list[Run]] = {}
     for name in names:
         for seed in seeds:
-            if (folder / f"{name}_seed_{seed}" / "results.json").exists():
-                groups.setdefault(name, []).append(read_run(folder / f"{name}_seed_{seed}"))
-    return seeds_table(groups, [read_run(folder / "ends")])
+            path = Path(folder, "evaluation", f"{name}_seed_{seed}")
+            if (path / "results.json").exists():
+                groups.setdefault(name, []).append(read_run(path))
+    table, whole = seeds_table(groups, [read_run(Path(folder, "evaluation", "ends"))])
+    Path(folder, "results.md").write_text(f"{table}\n{notes}", encoding="utf-8")
+    if (figure := plot_shares(whole)) is not None:
+        save_figure(figure, Path(folder, "shares"))
 
 
-def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> str:
-    """One row per setting and method, as Markdown.
+def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> tuple[str, list[Summary]]:
+    """One row per setting and method.
 
     Args:
         groups (`Mapping[str, Sequence[Run]]`): the runs of each setting, one per seed, all of the same problems.
-        ends (`Sequence[Run]`): runs of the untrained student and of the teacher, the two ends of the gap.
+        ends (`Sequence[Run]`): runs of the untrained student and of the teacher, the two ends of the gap, and of what else
+            has no seeds.
 
     Returns:
-        `str`: accuracy as mean [smallest, largest] over seeds, then its bootstrap 95 % interval over problems, all seeds
-        pooled; the other columns as mean [smallest, largest]; median n asked for, seed by seed.
+        `tuple[str, list[Summary]]`: the table as Markdown (accuracy as mean [smallest, largest] over seeds, then its
+        bootstrap 95 % interval over problems, all seeds pooled; the other columns as mean [smallest, largest]; median n
+        asked for, seed by seed), and each row with all seeds pooled.
     """
     ends_by_name = [replace(run, name=f"end {i}") for i, run in enumerate(ends)]
     by_seed = {
         label: [replace(run, name=f"{label} {i}") for i, run in enumerate(runs)] for label, runs in groups.items()
     }
-    whole = [replace(pooled(runs), name=f"{label} all") for label, runs in by_seed.items()]
-    everything = [*ends_by_name, *(run for runs in by_seed.values() for run in runs), *whole]
+    pools = [replace(pooled(runs), name=f"{label} all") for label, runs in by_seed.items()]
+    everything = [*ends_by_name, *(run for runs in by_seed.values() for run in runs), *pools]
     found = {(summary.run, summary.method): summary for summary in summarize(everything)}
 
     headings = ["method", "seeds", *COLUMNS, "accuracy, 95 % interval over problems", "median n, each seed"]
-    lines = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)])]
+    lines, rows = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)])], []
     for run in ends_by_name:
-        for method in sorted({answer.method for answer in run.answers}):
-            end = found[run.name, method]
-            lines.append(_row([run.labels.get(method, method), "-", *_cells([end], end)]))
+        for method in _methods_of([run]):
+            rows.append(replace(found[run.name, method], label=run.labels.get(method, method)))
+            lines.append(_row([rows[-1].label, "-", *_cells([rows[-1]], rows[-1])]))
     for label, runs in by_seed.items():
-        for method in sorted({answer.method for run in runs for answer in run.answers}):
-            seeds = [found[run.name, method] for run in runs if (run.name, method) in found]
-            name = runs[0].labels.get(method, method)
-            lines.append(_row([f"{label}: {name}", str(len(seeds)), *_cells(seeds, found[f"{label} all", method])]))
-    return "\n".join(lines) + "\n"
+        methods = _methods_of(runs)
+        for method in methods:
+            of_seeds = [found[run.name, method] for run in runs if (run.name, method) in found]
+            rows.append(replace(found[f"{label} all", method], label=_label(label, method, len(methods))))
+            lines.append(_row([rows[-1].label, str(len(of_seeds)), *_cells(of_seeds, rows[-1])]))
+    return "\n".join(lines) + "\n", rows
+
+
+def _methods_of(runs: Sequence[Run]) -> list[str]:
+    """By name, a family's by its number; the order of answers in a file is that of their coming."""
+    methods = {answer.method for run in runs for answer in run.answers}
+    return sorted(methods, key=lambda method: family_of(method) or (method, 0.0))
+
+
+def _label(setting: str, method: str, count: int) -> str:
+    """The setting's name says enough where it has one method, the method's where it begins with the setting's."""
+    return setting if count == 1 else method if method.startswith(setting) else f"{setting}: {method}"
 
 
 def _cells(seeds: Sequence[Summary], whole: Summary) -> list[str]:
