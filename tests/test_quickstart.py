@@ -75,9 +75,9 @@ def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     results = (tmp_path / "out/results.md").read_text()
     rows = [line.split("|")[1].strip() for line in results.splitlines() if line.startswith("| ")]
-    ends = ["random_router_0.5", "random_tokens_0.3", "student", "teacher"]
+    ends = ["student", "teacher", "random_router_0.5", "random_tokens_0.3"]
     biased = [f"relay: call_bias_{bias}" for bias in (-4, -2, 2)]
-    relay = [*biased, "relay", "relay_calls_off", "relay_no_teacher"]
+    relay = ["relay", "relay_calls_off", "relay_no_teacher", *biased]
     citer = [f"citer_{t}" for t in ("0.2", "0.5", "0.8", "0.95", "0.99", "0.999")]
     assert rows == ["method", "---", *ends, *relay, "grpo_alone", *citer, "candidate", "paper", "constant", "stops"]
     assert "| stops | its training stopped | | |" in results

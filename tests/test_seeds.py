@@ -74,7 +74,7 @@ def test_rows_are_called_by_what_tells_them_apart_and_keep_the_pooled_figures():
     }
     table, rows = seeds_table(groups, ENDS)
     biased = ["relay: call_bias_-4", "relay: call_bias_2"]
-    names = ["student", "teacher", *biased, "relay", "relay_no_teacher", "simple", "fixed_10"]
+    names = ["student", "teacher", "relay", "relay_no_teacher", *biased, "simple", "fixed_10"]
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == names == [row.label for row in rows]
     assert rows[-1].answers == 8 and rows[-1].accuracy == 0.5
 

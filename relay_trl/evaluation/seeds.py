@@ -99,9 +99,9 @@ def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> tup
 
 
 def _methods_of(runs: Sequence[Run]) -> list[str]:
-    """By name, a family's by its number; the order of answers in a file is that of their coming."""
+    """By name, then those with a number by that; the order of answers in a file is that of their coming."""
     methods = {answer.method for run in runs for answer in run.answers}
-    return sorted(methods, key=lambda method: family_of(method) or (method, 0.0))
+    return sorted(methods, key=lambda method: (family_of(method) is not None, family_of(method) or (method, 0.0)))
 
 
 def _label(setting: str, method: str, count: int) -> str:
