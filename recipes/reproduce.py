@@ -24,17 +24,15 @@ from relay_trl.stages import stage
 PASSED_ON = {"train_citer": "citer_router"}
 """Recipes beside grpo_relay that train something for the untrained student, and the option by which the evaluation takes it."""
 
-_writing = threading.Lock()
 
-
-def do(plan: dict, title: str, result: Path, recipe: str, config: str | None = None, **options: object):
+def do(plan: dict, title: str, result: Path, recipe: str, config: str | None = None, **options: object) -> bool:
     """A stage with the plan's YAML files; where several run side by side, what each prints goes to a file."""
     log = (
         Path(plan["output_dir"], "logs", f"{title.replace(', ', '-').replace(' ', '-')}.log")
         if plan["jobs"] > 1
         else None
     )
-    stage(title, result, recipe, plan["configs"], config, log, **options)
+    return stage(title, result, recipe, plan["configs"], config, log, **options)
 
 
 def warm_up(plan: dict, name: str, seed: int) -> Path:
@@ -64,12 +62,11 @@ def train(plan: dict, name: str, setting: dict, seed: int, max_steps: int | None
     return {"student": out}
 
 
-def evaluate(plan: dict, taken: dict[str, object], methods: list[str], name: str, split: str = "test") -> Path:
-    """The folder with the answers of a student."""
+def evaluate(plan: dict, taken: dict[str, object], methods: list[str], name: str, split: str = "test") -> bool:
+    """Evaluates a student into `evaluation/<name>`; returns whether it had not been."""
     folder, size = Path(plan["output_dir"]) / "evaluation" / name, plan[f"{split}_size"]
     options = {**taken, "methods": methods, "output_dir": folder, "split": split, "limit": size}
-    do(plan, f"evaluation of {name}", folder / "results.json", "evaluate", **options)
-    return folder
+    return do(plan, f"evaluation of {name}", folder / "results.json", "evaluate", **options)
 
 
 def choose(plan: dict, pool: ThreadPoolExecutor, seed: int, max_steps: int | None) -> tuple[str, str]:
@@ -81,8 +78,9 @@ def choose(plan: dict, pool: ThreadPoolExecutor, seed: int, max_steps: int | Non
         except RuntimeError as error:  # stopped by the guard, say
             print(error, flush=True)
             return None
-        folder = evaluate(plan, taken, ["relay"], f"{name}_validation", "validation")
-        (row,) = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+        evaluate(plan, taken, ["relay"], f"{name}_validation", "validation")
+        found = Path(plan["output_dir"], "evaluation", f"{name}_validation", "results.json")
+        (row,) = json.loads(found.read_text(encoding="utf-8"))["results"]
         return row
 
     scores, lines = {}, ["| candidate | accuracy % | rho % | median n |", "|---|---:|---:|---:|"]
@@ -126,21 +124,22 @@ def main():
         ends = pool.submit(evaluate, plan, {"student": Path(plan["pair"]) / "student"}, plan["ends"], "ends")
         best, table = choose(plan, pool, args.seeds[0], args.max_steps)
         ends.result()
-        chosen = plan["candidates"][best]
+        chosen, writing = plan["candidates"][best], threading.Lock()
 
         def go(name: str, seed: int):
             changed = plan["runs"][name]
             setting = {**chosen, **changed, "grpo": {**chosen.get("grpo", {}), **changed.get("grpo", {})}}
             own = best if set(changed) == {"methods"} else name  # what changes nothing is the candidate itself
             taken = train(plan, own, setting, seed, args.max_steps)
-            evaluate(plan, taken, setting["methods"], f"{name}_seed_{seed}")
-            with _writing:
-                write_results(plan["output_dir"], plan["runs"], args.seeds, table)
+            if evaluate(plan, taken, setting["methods"], f"{name}_seed_{seed}"):
+                with writing:
+                    write_results(plan["output_dir"], plan["runs"], args.seeds, table)
 
         for done in [pool.submit(go, *each) for each in product(args.runs or plan["runs"], args.seeds)]:
             done.result()
     finally:
         pool.shutdown(cancel_futures=True)  # where one failed, those that have begun are finished
+    write_results(plan["output_dir"], plan["runs"], args.seeds, table)
     print(Path(plan["output_dir"], "results.md").read_text(encoding="utf-8"))
 
 

@@ -28,7 +28,7 @@ def stage(
     config: str | None = None,
     log: Path | None = None,
     **options: object,
-):
+) -> bool:
     """Runs a recipe unless its `result` is there. Threads may run several side by side.
 
     Args:
@@ -40,13 +40,16 @@ def stage(
         log (`Path`, *optional*): the file that takes what the recipe prints; `None` lets it print.
         options: over those of the YAML; `None` leaves one out.
 
+    Returns:
+        `bool`: whether it ran.
+
     Raises:
         RuntimeError: the recipe failed.
     """
     with _running.setdefault(result, threading.Lock()):
         if result.exists():
             print(f"== {title}: kept {result}", flush=True)
-            return
+            return False
         print(f"== {title}", flush=True)
         started = time.perf_counter()
         code = _launch(recipe, configs / f"{config or recipe}.yaml", options, log)
@@ -54,6 +57,7 @@ def stage(
             told = f"its error is in {log}: {_end_of(log)}" if log else "its error is above."
             raise RuntimeError(f"The stage '{title}' failed; {told}")
         print(f"   {f'{title}: ' if log else ''}{time.perf_counter() - started:.0f} s\n", flush=True)
+        return True
 
 
 def _launch(recipe: str, config: Path, options: dict[str, object], log: Path | None) -> int:
