@@ -60,12 +60,13 @@ def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
     if not known:
         return None
     names = list(dict.fromkeys(_curve_of(summary) or summary.label for summary in known))
-    colors = dict(zip(names, colors_of(len(names)), strict=True))
+    markers = ["os^D"[i // len(COLORS) % 4] for i in range(len(names))]
+    styles = dict(zip(names, zip(colors_of(len(names)), markers, strict=True), strict=True))
     panels = []
     for benchmark in benchmarks:
         shown = [summary for summary in known if summary.benchmark == benchmark]
         panels.append((benchmark, shown, 1.0))
-        shares = [s.token_share for s in shown if s.token_share < 1 and not s.method.startswith("random_router")]
+        shares = [s.token_share for s in shown if s.token_share < 1 and not s.method.startswith("random_")]
         if shares and 0 < max(shares) < _STRIP:
             panels.append((f"{benchmark}, the left strip", shown, 1.2 * max(shares)))
     with rc_context(STYLE):
@@ -75,7 +76,7 @@ def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
             _draw_router(axes, shown)
             _draw_front(axes, shown)
             for name in dict.fromkeys(_curve_of(s) or s.label for s in shown):
-                _draw_method(axes, name, _points_of(name, shown), colors[name])
+                _draw_method(axes, name, _points_of(name, shown), *styles[name])
             axes.set_title(title, loc="left", fontsize=10)
             axes.set_xlabel("teacher's share of all tokens")
             axes.set_ylabel("accuracy")
@@ -129,7 +130,7 @@ def _draw_front(axes, shown: Sequence[Summary]) -> None:
         axes.step(xs, ys, where="post", color=_INK, alpha=0.35, linewidth=4, zorder=0, label="Pareto front")
 
 
-def _draw_method(axes, name: str, points: Sequence[Summary], color: str) -> None:
+def _draw_method(axes, name: str, points: Sequence[Summary], color: str, marker: str) -> None:
     xs, ys = [s.token_share for s in points], np.array([s.accuracy or 0.0 for s in points])
     low, high = (
         np.array([y if v is None else v for v, y in zip(values, ys, strict=True)]) for values in _bounds(points)
@@ -138,9 +139,10 @@ def _draw_method(axes, name: str, points: Sequence[Summary], color: str) -> None
         xs,
         ys,
         yerr=np.maximum([ys - low, high - ys], 0),
-        fmt="o-" if len(points) > 1 else "o",
+        fmt=f"{marker}-" if len(points) > 1 else marker,
         color=color,
         markersize=5 if len(points) > 1 else 7,
+        zorder=2 if len(points) > 1 else 3,  # the relay lies on its curve
         linewidth=1.2,
         capsize=3,
         label=name,
