@@ -68,7 +68,7 @@ help:  ## list the targets
 quickstart: $(BASE)  ## train the small arithmetic pair and print the results table (no vLLM needed)
 	$(PY) recipes/quickstart.py
 
-reproduce: $(BASE)  ## train and evaluate every setting of both embedded pairs with three seeds: hours; goes on where it was
+reproduce: $(BASE)  ## train and evaluate every setting of both embedded pairs with three seeds: over two hours; goes on where it was
 	$(PY) recipes/reproduce.py --plan recipes/configs/arithmetic/reproduce.yaml --jobs 2
 	$(PY) recipes/reproduce.py --plan recipes/configs/lookups/reproduce.yaml --jobs 2
 
