@@ -111,3 +111,29 @@ def test_a_reproduction_refuses_what_is_not_there(options, said, monkeypatch, ca
     with pytest.raises(SystemExit):
         runpy.run_path("recipes/reproduce.py", run_name="__main__")
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"runs": None, "ends": None}, "lacks ends, runs; see"),
+        ({"run": {}}, "has an unknown run; see"),
+        (
+            {"candidates": {"mine": {"warmup": "none_such"}}},
+            "mine names the warm-up none_such; the plan has random, none",
+        ),
+        ({"runs": {"relay": {}}}, "run relay has no methods"),
+        ({"warmups": {"random": {"data": "other"}}}, "random takes its data from other, which"),
+    ],
+)
+def test_a_plan_with_a_hole_is_refused_at_once(change, said, tmp_path, monkeypatch, capsys):
+    plan = yaml.safe_load((ROOT / "recipes/configs/arithmetic/reproduce.yaml").read_text()) | change
+    plan["candidates"] = change.get("candidates", {"paper": {"warmup": "random"}})
+    plan["runs"] = plan["runs"] and (plan["runs"] if "runs" in change else {"relay": {"methods": ["relay"]}})
+    (tmp_path / "plan.yaml").write_text(
+        yaml.safe_dump({key: value for key, value in plan.items() if value is not None}, sort_keys=False)
+    )
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--plan", str(tmp_path / "plan.yaml")])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "recipes/reproduce.py"), run_name="__main__")
+    assert said in capsys.readouterr().err
