@@ -91,7 +91,7 @@ test: $(ALL)  ## ruff, the fast suite, then the tests with engines and several p
 	$(PYTEST) -n auto -m "not ($(MARKED))"
 	$(PYTEST) -m "$(MARKED)"
 
-test-fast: $(ALL)  ## no engine, no second rank: about a minute
+test-fast: $(ALL)  ## no engine, no second rank: a minute and a half
 	$(PYTEST) -n auto -m "not ($(MARKED))"
 
 test-vllm: $(ALL)  ## the tests with a real vLLM engine

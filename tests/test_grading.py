@@ -274,6 +274,7 @@ def test_as_many_texts_as_golds():
         Grader().grade(["a", "b"], ["5"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [
@@ -370,6 +371,7 @@ def test_the_limit_is_time_on_a_processor():
     assert start_worker(spin) == (b"r", -signal.SIGPROF)
 
 
+@pytest.mark.slow
 def test_a_right_answer_is_right_on_a_machine_that_is_busy_elsewhere():
     with Grader(time_limit_s=0.5, workers=1) as grader:
         assert grader.grade([box(r"2\sqrt{4}")], ["4"]) == [True]
@@ -379,6 +381,7 @@ def test_a_right_answer_is_right_on_a_machine_that_is_busy_elsewhere():
         assert grader.grade([box(r"2\sqrt{9}")], ["6"]) == [True] and grader.timeouts == 0
 
 
+@pytest.mark.slow
 def test_workers_that_fail_to_start_between_others_that_do_are_replaced(monkeypatch):
     """Each slow answer ends a worker; of those that follow, every second one dies before it is ready."""
     from relay_trl import grading_worker
@@ -397,6 +400,7 @@ def test_workers_that_fail_to_start_between_others_that_do_are_replaced(monkeypa
         assert grader.timeouts == 4 and len(started) == 9
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_given_up(monkeypatch):
     monkeypatch.setattr("relay_trl.grading_worker.PATIENCE", 1.0)
     monkeypatch.setattr("relay_trl.grading_worker.GRACE_S", 0.2)
@@ -430,6 +434,7 @@ def test_threads_may_share_a_grader(grader):
     assert verdicts == {i: [True, False, True] for i in range(1, 5)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_workers_end_with_a_killed_parent():
     # The script has no `__main__` guard: workers must not import it again. One of them is idle in the end, one busy.

@@ -303,6 +303,7 @@ def test_config_files_that_are_none(monkeypatch, capsys, tmp_path, text, said):
     assert exit.value.code == 1 and len(err.splitlines()) == 1 and re.match(f"error: .*{said}", err)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_says_one_sentence_and_no_more(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("max_cals: 3\ndataset: arithmetic\noutput_dir: out\nbf16: false\n")
