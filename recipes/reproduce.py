@@ -42,16 +42,20 @@ def main():
         best, table = plan.choose(pool, args.seeds[0])
         ends.result()
 
-        def go(name: str, seed: int):
-            if plan.go(name, best, seed):
-                with writing:
-                    write_results(plan.output_dir, plan.runs, args.seeds, table)
+        def write():
+            with writing:
+                write_results(plan.output_dir, plan.runs, args.seeds, table)
 
-        for done in [pool.submit(go, *each) for each in product(args.runs or plan.runs, args.seeds)]:
-            done.result()
+        def go(name: str, seed: int) -> bool:
+            if is_new := plan.go(name, best, seed):
+                write()
+            return is_new
+
+        started = [pool.submit(go, *each) for each in product(args.runs or plan.runs, args.seeds)]
+        if not any([each.result() for each in started]):  # nobody has written
+            write()
     finally:
         pool.shutdown(cancel_futures=True)  # where one failed, those that have begun are finished
-    write_results(plan.output_dir, plan.runs, args.seeds, table)
     print(Path(plan.output_dir, "results.md").read_text(encoding="utf-8"))
 
 

@@ -15,7 +15,8 @@ import yaml
 from .stages import stage
 
 PASSED_ON = {"train_citer": "citer_router"}
-"""Recipes beside grpo_relay that train something for the untrained student, and the option by which the evaluation takes it."""
+"""Recipes beside grpo_relay that train something for the untrained student, and the option by which the evaluation takes it;
+the file that the recipe writes last has that name too."""
 
 
 @dataclass
@@ -58,15 +59,15 @@ class Plan:
         """
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
         needed = [f.name for f in fields(cls) if f.default is MISSING and f.name != "configs"]
-        found = set(given) if isinstance(given, dict) else set()
-        if found != set(needed):
-            missing, unknown = [name for name in needed if name not in found], sorted(found.difference(needed))
-            parts = [
-                f"{what} {', '.join(names)}"
-                for what, names in (("lacks", missing), ("has an unknown", unknown))
-                if names
-            ]
-            raise ValueError(f"The plan {path} {' and '.join(parts)}; see recipes/configs/arithmetic/reproduce.yaml.")
+        found = given if isinstance(given, dict) else {}
+        if missing := [name for name in needed if name not in found]:
+            raise ValueError(
+                f"The plan {path} lacks {', '.join(missing)}; see recipes/configs/arithmetic/reproduce.yaml."
+            )
+        if unknown := sorted(found.keys() - set(needed)):
+            raise ValueError(
+                f"The plan {path} has an unknown {', '.join(unknown)}; see recipes/configs/arithmetic/reproduce.yaml."
+            )
         plan = cls(**given, configs=path.parent, jobs=jobs, max_steps=max_steps)
         for name, setting in plan.warmups.items():
             if setting.get("data", name) not in plan.warmups:
@@ -76,6 +77,10 @@ class Plan:
         for name, setting in [*plan.candidates.items(), *plan.runs.items()]:
             if (warmup := setting.get("warmup")) is not None and warmup not in plan.warmups:
                 raise ValueError(f"{name} names the warm-up {warmup}; the plan has {', '.join(plan.warmups)}.")
+            if (recipe := setting.get("recipe")) is not None and recipe not in PASSED_ON:
+                raise ValueError(
+                    f"{name} names the recipe {recipe}; beside grpo_relay there is {', '.join(PASSED_ON)}."
+                )
             if name in plan.runs and not setting.get("methods"):
                 raise ValueError(f"The run {name} has no methods, so that nothing would be evaluated.")
         return plan
@@ -106,7 +111,7 @@ class Plan:
     def train(self, name: str, setting: dict, seed: int) -> dict[str, Path]:
         """Trains a setting; returns the options by which an evaluation takes it."""
         out = Path(self.output_dir, f"seed_{seed}", name)
-        if (recipe := setting.get("recipe")) in PASSED_ON:
+        if recipe := setting.get("recipe"):
             options = {"output_dir": out, "seed": seed, "dataset_seed": 100 + seed}  # other problems for each
             self.do(f"{name}, seed {seed}", out / f"{PASSED_ON[recipe]}.json", recipe, **options)
             return {"student": Path(self.pair, "student"), PASSED_ON[recipe]: out}

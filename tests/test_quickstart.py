@@ -94,6 +94,20 @@ def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
     assert (tmp_path / "out/results.md").read_text() == results
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Starts a reproduction in this process and returns what it says as it refuses."""
+
+    def start(*options: str) -> str:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", "--plan", *options])
+        with pytest.raises(SystemExit):
+            runpy.run_path("recipes/reproduce.py", run_name="__main__")
+        return capsys.readouterr().err
+
+    return start
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -105,12 +119,8 @@ def test_a_reproduction_picks_on_validation_and_keeps_what_is_there(tmp_path):
         (["recipes/configs/arithmetic/reproduce.yaml", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
     ],
 )
-def test_a_reproduction_refuses_what_is_not_there(options, said, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--plan", *options])
-    with pytest.raises(SystemExit):
-        runpy.run_path("recipes/reproduce.py", run_name="__main__")
-    assert said in capsys.readouterr().err
+def test_a_reproduction_refuses_what_is_not_there(options, said, refused):
+    assert said in refused(*options)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +129,10 @@ def test_a_reproduction_refuses_what_is_not_there(options, said, monkeypatch, ca
         ({"runs": None, "ends": None}, "lacks ends, runs; see"),
         ({"run": {}}, "has an unknown run; see"),
         (
+            {"runs": {"mine": {"recipe": "sft_warmup", "methods": ["relay"]}}},
+            "mine names the recipe sft_warmup; beside",
+        ),
+        (
             {"candidates": {"mine": {"warmup": "none_such"}}},
             "mine names the warm-up none_such; the plan has random, none",
         ),
@@ -126,14 +140,11 @@ def test_a_reproduction_refuses_what_is_not_there(options, said, monkeypatch, ca
         ({"warmups": {"random": {"data": "other"}}}, "random takes its data from other, which"),
     ],
 )
-def test_a_plan_with_a_hole_is_refused_at_once(change, said, tmp_path, monkeypatch, capsys):
+def test_a_plan_with_a_hole_is_refused_at_once(change, said, tmp_path, refused):
     plan = yaml.safe_load((ROOT / "recipes/configs/arithmetic/reproduce.yaml").read_text()) | change
     plan["candidates"] = change.get("candidates", {"paper": {"warmup": "random"}})
     plan["runs"] = plan["runs"] and (plan["runs"] if "runs" in change else {"relay": {"methods": ["relay"]}})
     (tmp_path / "plan.yaml").write_text(
         yaml.safe_dump({key: value for key, value in plan.items() if value is not None}, sort_keys=False)
     )
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--plan", str(tmp_path / "plan.yaml")])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "recipes/reproduce.py"), run_name="__main__")
-    assert said in capsys.readouterr().err
+    assert said in refused(str(tmp_path / "plan.yaml"))

@@ -60,8 +60,8 @@ def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
     if not known:
         return None
     names = list(dict.fromkeys(_curve_of(summary) or summary.label for summary in known))
-    markers = ["os^D"[i // len(COLORS) % 4] for i in range(len(names))]
-    styles = dict(zip(names, zip(colors_of(len(names)), markers, strict=True), strict=True))
+    colors = zip(names, colors_of(len(names)), strict=True)
+    styles = {name: (color, "os^D"[i // len(COLORS) % 4]) for i, (name, color) in enumerate(colors)}
     panels = []
     for benchmark in benchmarks:
         shown = [summary for summary in known if summary.benchmark == benchmark]
