@@ -17,12 +17,12 @@ from tables import add_output, machine, save, table
 from relay_trl.cli import run
 from relay_trl.engines.base import Sampling
 from relay_trl.engines.loading import load_engine
-from relay_trl.evaluation.answers import AnswerFile, read_run
+from relay_trl.evaluation.answer_files import AnswerFile, read_run
 from relay_trl.evaluation.methods import load_methods
 from relay_trl.evaluation.runner import answer_seed, build_problems, evaluate
-from relay_trl.grading import Grader
+from relay_trl.grading.grader import Grader
 from relay_trl.prompts import PromptBuilder
-from relay_trl.relay import RelayConfig
+from relay_trl.relay import RelayRules
 
 
 def ask_the_engine(engine, problems, max_tokens: int, temperature: float) -> float:
@@ -47,7 +47,7 @@ def ask_the_engine(engine, problems, max_tokens: int, temperature: float) -> flo
     return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
 
 
-def ask_the_runner(engine, problems, method: str, config: RelayConfig, folder: str) -> float:
+def ask_the_runner(engine, problems, method: str, config: RelayRules, folder: str) -> float:
     """Tokens a second of an evaluation, from its first request to its last line on disk."""
     path = Path(folder) / f"{method}.jsonl"
     path.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def main():
         "numbers", rows, PromptBuilder(engine.vocabulary.tokenizer, engine), engine, 512, args.max_tokens
     )
     sampling = Sampling(temperature=0.7)
-    config = RelayConfig(student=sampling, teacher=sampling, max_completion_tokens=args.max_tokens)
+    config = RelayRules(student=sampling, teacher=sampling, max_completion_tokens=args.max_tokens)
     found = {"vLLM alone": [], "student": [], "teacher": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds + 1):

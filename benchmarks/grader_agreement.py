@@ -18,7 +18,7 @@ from pathlib import Path
 from relay_trl.cli import run
 from relay_trl.data.registry import PAPER_SIX
 from relay_trl.data.sources import load_rows
-from relay_trl.grading import Grader
+from relay_trl.grading.grader import Grader
 
 NEAR_MISSES = Path(__file__).parents[1] / "tests" / "data" / "grading_near_misses.jsonl"
 

@@ -14,7 +14,7 @@ from tables import add_output, machine, save, table
 
 from relay_trl.cli import run
 from relay_trl.data.sources import load_rows
-from relay_trl.grading import Grader
+from relay_trl.grading.grader import Grader
 
 HOSTILE = {
     "9^{9^{9^9}}": r"\boxed{9^{9^{9^9}}}",

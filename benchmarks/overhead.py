@@ -19,7 +19,7 @@ from tables import add_output, machine, save, table
 from relay_trl.cli import run
 from relay_trl.engines.base import FinishReason, Generation, Sampling
 from relay_trl.engines.loading import load_vocabulary
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.vocabulary import Vocabulary
 
 CALLS = 3
@@ -62,7 +62,7 @@ class Rounds:
         return await future
 
 
-async def bare(prompt: RelayPrompt, engine: Rounds, config: RelayConfig):
+async def bare(prompt: RelayPrompt, engine: Rounds, config: RelayRules):
     """A rollout's requests without a relay."""
     for turn in range(TURNS):
         is_last, is_student = turn == TURNS - 1, turn % 2 == 0
@@ -74,7 +74,7 @@ def measure(vocabulary: Vocabulary, size: int, args, is_bare: bool, is_traced: b
     """CPU seconds of `size` rollouts in flight at once, and the bytes that they take at their end."""
     engine = Rounds(vocabulary, size, args.student_tokens, args.teacher_tokens)
     ids = vocabulary.encode("12+34=" * 20)
-    prompt, config = RelayPrompt(ids, ids), RelayConfig(max_completion_tokens=10**6, max_calls=CALLS)
+    prompt, config = RelayPrompt(ids, ids), RelayRules(max_completion_tokens=10**6, max_calls=CALLS)
 
     async def all_of_them():
         jobs = (

@@ -29,7 +29,7 @@ from relay_trl.engines.base import Generation, Sampling
 from relay_trl.engines.loading import load_engine
 from relay_trl.engines.openai import OpenAIEngine
 from relay_trl.engines.vllm import VLLMEngine
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.training import RelayGRPOConfig
 
 
@@ -51,7 +51,7 @@ class Watched:
         return answer
 
 
-CONFIG = RelayConfig(max_completion_tokens=10**6, syntax=SYNTAX, max_calls=3)
+CONFIG = RelayRules(max_completion_tokens=10**6, syntax=SYNTAX, max_calls=3)
 
 
 async def continuous(plans: list[Plan], student, teacher, seed: int):
@@ -106,7 +106,7 @@ def trl_generation(model_path: str, args, most: int):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.generation.vllm_generation import VLLMGeneration
 
-    from relay_trl.training.adapter import engine_options
+    from relay_trl.training.rollouts import engine_options
 
     with tempfile.TemporaryDirectory() as folder:
         config = RelayGRPOConfig(output_dir=folder, bf16=False, use_vllm=True, vllm_mode="colocate", report_to="none")
@@ -167,7 +167,7 @@ class Bench:
     def no_calls(self) -> tuple[float, float]:
         """Seconds of TRL's `generate` and of relays without calls, for the same prompts and number of tokens."""
         prompts = [plan.prompt for plan in self.plans]
-        config = RelayConfig(max_completion_tokens=self.args.median_tokens, syntax=SYNTAX, max_calls=0)
+        config = RelayRules(max_completion_tokens=self.args.median_tokens, syntax=SYNTAX, max_calls=0)
 
         async def ours(seed: int):
             jobs = [relay(RelayPrompt(ids), self.student, None, config, seed + k) for k, ids in enumerate(prompts)]

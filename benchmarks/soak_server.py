@@ -26,14 +26,15 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from relay_trl.engines.circuit_breaker import GuardedTeacher
 from relay_trl.engines.loading import load_vocabulary
 from relay_trl.engines.openai import OpenAIEngine
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.record import RelayRecord
-from relay_trl.serving.app import Limits, RelayServer
-from relay_trl.serving.command import KEEP_ALIVE_S
-from relay_trl.serving.guard import GuardedTeacher
+from relay_trl.relay_config import RelayRecord
+from relay_trl.serving.app import RelayServer
+from relay_trl.serving.limits import Limits
 from relay_trl.serving.pair import Pair
+from relay_trl.serving.serve import KEEP_ALIVE_S
 
 STUDENT = Path(__file__).parents[1] / "data" / "arithmetic" / "student"
 FAULTS = ("none", "refuse", "none", "break", "none", "hang", "none", "nonsense")

@@ -54,8 +54,9 @@ def train(way: str, model: str, args):
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    from relay_trl.grading import Grader
-    from relay_trl.training import RelayGRPOConfig, RelayGRPOTrainer, adapter
+    from relay_trl.grading.grader import Grader
+    from relay_trl.training import RelayGRPOConfig, RelayGRPOTrainer
+    from relay_trl.training.student_engine import engine_options, sync_weights_on_cpu
 
     draw = random.Random(0)
     problems = [f"{draw.randrange(10**6)} + {draw.randrange(10**6)} = " * 3 for _ in range(256)]
@@ -92,13 +93,13 @@ def train(way: str, model: str, args):
         def accuracy(completions, answer, **kwargs):
             return [float(verdict) for verdict in trainer.grader.grade(completions, answer)]
 
-        with adapter.engine_options(config, model):
+        with engine_options(config, model):
             trainer = GRPOTrainer(
                 model=model, reward_funcs=accuracy, args=config, train_dataset=rows, processing_class=tokenizer
             )
         trainer.grader = grader
         if trainer.accelerator.device.type == "cpu":
-            adapter.sync_weights_on_cpu(trainer)  # without it, the engine would keep its old weights
+            sync_weights_on_cpu(trainer)  # without it, the engine would keep its old weights
     else:
         vocabulary = vocabulary_of(model)
         teacher = Instant(vocabulary) if "calls each" in way else None

@@ -19,7 +19,7 @@ from tables import CORES
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
-from relay_trl.command import CallSyntax
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.engines.base import Engine, FinishReason, Generation, Sampling
 from relay_trl.vocabulary import Vocabulary
 

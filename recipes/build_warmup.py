@@ -7,13 +7,14 @@ import asyncio
 
 from tqdm import tqdm
 
-from relay_trl.cli import RecipeParser, check_model, run
-from relay_trl.data.resumable import ResumableRows
+from relay_trl.cli import RecipeParser, run
+from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_overlong
-from relay_trl.data.warmup import WarmupConfig, warmup_rows, write_jsonl
+from relay_trl.data.warmup import WarmupConfig, warmup_rows
+from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import close_engines, load_engine
-from relay_trl.options import DataConfig
 from relay_trl.prompts import PromptBuilder
+from relay_trl.run_files import ResumableRows, write_jsonl
 from relay_trl.training.call_tokens import add_call_tokens
 from relay_trl.vocabulary import Vocabulary
 

@@ -8,17 +8,18 @@ import sys
 from rich.console import Console
 
 from relay_trl.citer.engine import with_router
-from relay_trl.cli import RecipeParser, check_model, run
+from relay_trl.cli import RecipeParser, run
 from relay_trl.costs import load_costs
 from relay_trl.data.sources import drop_ungradable
+from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import load_engine
-from relay_trl.evaluation.answers import AnswerFile, answer_path, read_run
+from relay_trl.evaluation.answer_files import AnswerFile, answer_path, read_run
 from relay_trl.evaluation.config import EvaluationConfig
 from relay_trl.evaluation.methods import load_methods
 from relay_trl.evaluation.processes import run_parts
-from relay_trl.evaluation.report import print_results, write_report
+from relay_trl.evaluation.report.training_plots import find_logs
+from relay_trl.evaluation.report.write import print_results, write_report
 from relay_trl.evaluation.runner import build_problems, evaluate
-from relay_trl.evaluation.training_plots import find_logs
 
 
 def main():

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from relay_trl.cli import RecipeParser, check_context, check_model, run
+from relay_trl.cli import RecipeParser, run
+from relay_trl.data.config import DataConfig
 from relay_trl.data.registry import SOURCES
-from relay_trl.data.resumable import ResumableRows
 from relay_trl.data.sources import drop_overlong, drop_ungradable
 from relay_trl.data.teacher_filter import FilterConfig, choose, describe, pass_rates
-from relay_trl.data.warmup import write_jsonl
-from relay_trl.dataset_card import read_rows, write_dataset_card
+from relay_trl.engines.checks import check_context, check_model
 from relay_trl.engines.loading import close_engines, load_engine
-from relay_trl.grading import Grader
-from relay_trl.options import DataConfig
+from relay_trl.grading.grader import Grader
+from relay_trl.hub.dataset_card import read_rows, write_dataset_card
+from relay_trl.hub.upload import push
 from relay_trl.prompts import PromptBuilder
-from relay_trl.upload import push
+from relay_trl.run_files import ResumableRows, write_jsonl
 
 
 def main():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay_trl.cli import RecipeParser, run
-from relay_trl.hub import load_record, save_record
+from relay_trl.hub.model_card import load_record, save_record
 from relay_trl.training.checkpoints import check_output
 from relay_trl.training.lora import save_merged
 

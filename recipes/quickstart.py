@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from relay_trl.cli import run
-from relay_trl.stages import stage
+from relay_trl.reproduction.stages import stage
 
 CONFIGS = Path("recipes/configs/arithmetic")
 LABELS = {"student": {}, "grpo_baseline": {"student": "GRPO without teacher"}, "grpo": {}}
@@ -63,9 +63,9 @@ def main():
 
 def report(out: Path):
     """One table over all runs, the plots and the page of rollouts."""
-    from relay_trl.evaluation.answers import read_run
-    from relay_trl.evaluation.report import print_results, write_report
-    from relay_trl.evaluation.training_plots import read_log
+    from relay_trl.evaluation.answer_files import read_run
+    from relay_trl.evaluation.report.training_plots import read_log
+    from relay_trl.evaluation.report.write import print_results, write_report
 
     runs = [read_run(out / "evaluation" / name, name, labels) for name, labels in LABELS.items()]
     logs = {"relay": read_log(out / "grpo"), "GRPO without teacher": read_log(out / "grpo_baseline")}

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from relay_trl.cli import run
 from relay_trl.costs import load_costs
-from relay_trl.evaluation.answers import read_run
-from relay_trl.evaluation.published import read_published
-from relay_trl.evaluation.report import print_results, write_report
-from relay_trl.evaluation.training_plots import read_log
+from relay_trl.evaluation.answer_files import read_run
+from relay_trl.evaluation.report.published import read_published
+from relay_trl.evaluation.report.training_plots import read_log
+from relay_trl.evaluation.report.write import print_results, write_report
 
 
 def parse_arguments() -> argparse.Namespace:

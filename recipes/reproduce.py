@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 
 from relay_trl.cli import check_file, run
-from relay_trl.evaluation.seeds import write_results
-from relay_trl.reproduction import Plan
+from relay_trl.reproduction.plan import Reproduction
+from relay_trl.reproduction.seeds import write_results
 
 
 def main():
@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--max_steps", type=int, help="GRPO steps, over the YAML's")
     parser.add_argument("--jobs", type=int, default=1, help="stages side by side on the cores (default: %(default)s)")
     args = parser.parse_args()
-    plan = Plan.load(Path(check_file(args.plan, "plan")), args.jobs, args.max_steps)
+    plan = Reproduction.load(Path(check_file(args.plan, "plan")), args.jobs, args.max_steps)
     if unknown := set(args.runs or ()) - set(plan.runs):
         raise ValueError(f"The plan has no run {', '.join(sorted(unknown))}; it has {', '.join(plan.runs)}.")
     if args.jobs < 1:

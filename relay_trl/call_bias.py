@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from .command import CallSyntax
+from .call_syntax import CallSyntax
 from .vocabulary import Vocabulary
 
 NEVER = -math.inf

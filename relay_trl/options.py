@@ -4,11 +4,10 @@ Owns names, defaults and limits of these options, as dataclasses that the stages
 """
 
 import json
-import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from .command import CallSyntax
+from .call_syntax import CallSyntax
 from .engines.base import BACKENDS
 from .prompts import check_template
 
@@ -44,102 +43,6 @@ def broken_groups(batch: int, processes: int, steps: int, group: int) -> str | N
         f"{batch} (per_device_train_batch_size) x {processes} (processes) x {steps} (steps_per_generation) = "
         f"{rollouts} rollouts are no whole groups of num_generations={group}"
     )
-
-
-@dataclass
-class DataConfig:
-    """Which problems a run uses.
-
-    Args:
-        dataset (`str`): a registered set (see `data/sources.py`), `"arithmetic"`, `"lookups"`, a file, or a Hub dataset.
-        data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
-        dataset_split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
-        dataset_size (`int`, *optional*): rows to use, chosen by `dataset_seed`; `None` uses all.
-        dataset_seed (`int`, defaults to `0`).
-        problem_column, answer_column (`str`): of a file or Hub dataset.
-        decontaminate (`bool`, defaults to `False`): leave out rows that share a problem with a reported benchmark (see
-            `data/decontamination.py`); the benchmarks come from `data_dir` or the Hub.
-        validation (`str`, *optional*): the set to validate on; `None` splits `validation_size` rows off the training set.
-        validation_split (`str`, *optional*): likewise for the validation set.
-        validation_size (`int`, defaults to `256`): rows to validate on.
-    """
-
-    dataset: str = field(
-        metadata={"help": "Registered set, 'arithmetic', a .jsonl/.csv/.parquet file or a Hub dataset."}
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder with local copies of registered sets."})
-    dataset_split: str | None = field(default=None, metadata={"help": "Split of a Hub dataset or of 'arithmetic'."})
-    dataset_size: int | None = field(default=None, metadata={"help": "Rows to use; all if unset."})
-    dataset_seed: int = field(default=0, metadata={"help": "Chooses the rows of dataset_size and validation_size."})
-    problem_column: str = field(default="problem", metadata={"help": "Column of the problem in a file or Hub dataset."})
-    answer_column: str = field(default="answer", metadata={"help": "Column of the gold answer."})
-    decontaminate: bool = field(default=False, metadata={"help": "Leave out rows that a reported benchmark has too."})
-    validation: str | None = field(
-        default=None, metadata={"help": "Set to validate on; unset splits off the training set."}
-    )
-    validation_split: str | None = field(default=None, metadata={"help": "Split of the validation set."})
-    validation_size: int = field(default=256, metadata={"help": "Rows to validate on."})
-
-    def __post_init__(self):
-        from .data.registry import REPORTED
-
-        for name in ("dataset_size", "validation_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
-        reported = [name for name in (self.dataset, self.validation) if name in REPORTED]
-        if reported:
-            raise ValueError(
-                f"{reported[0]!r} is a benchmark that results are reported on; training and choosing "
-                f"checkpoints must not see it. Use another set than {', '.join(REPORTED)}."
-            )
-
-    def load(self) -> list[dict]:
-        """The training rows, see [`~relay_trl.data.sources.load_rows`], without those of benchmarks where that is asked for."""
-        from .data.decontamination import decontaminate
-        from .data.sources import load_rows
-
-        rows = load_rows(
-            self.dataset,
-            self.data_dir,
-            self.dataset_split,
-            self.dataset_size,
-            self.dataset_seed,
-            self.problem_column,
-            self.answer_column,
-        )
-        return decontaminate(rows, self.dataset, self.data_dir) if self.decontaminate else rows
-
-    def load_with_validation(self) -> tuple[list[dict], list[dict]]:
-        """Training rows and validation rows, which have none in common.
-
-        Raises:
-            ValueError: too few rows are left for training.
-        """
-        from .data.sources import load_rows
-
-        rows = self.load()
-        if self.validation is not None:
-            validation = load_rows(
-                self.validation,
-                self.data_dir,
-                self.validation_split,
-                self.validation_size,
-                self.dataset_seed,
-                self.problem_column,
-                self.answer_column,
-            )
-        else:
-            random.Random(self.dataset_seed).shuffle(rows)
-            rows, validation = rows[self.validation_size :], rows[: self.validation_size]
-        seen = {repr(row["prompt"]) for row in validation}
-        training = [row for row in rows if repr(row["prompt"]) not in seen]
-        if not training:
-            raise ValueError(
-                f"{self.dataset} has no row left to train on beside its {len(validation)} validation rows; lower "
-                "validation_size or name another set as validation."
-            )
-        return training, validation
 
 
 @dataclass

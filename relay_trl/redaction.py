@@ -1,6 +1,6 @@
 """Keeps secrets out of what a run writes: URLs without credentials, training arguments without tokens.
 
-Owns what counts as a secret. Which files travel with a model is `hub.py`'s business.
+Owns what counts as a secret. Which files travel with a model is `hub/model_card.py`'s business.
 """
 
 import copy

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .call_bias import Piece, next_piece
-from .command import CallSyntax, Command, tokens_until
+from .call_syntax import CallSyntax, Command, tokens_until
 from .engines.base import Context, Engine, EngineError, FinishReason, Generation, Sampling
-from .handover import is_ids, teacher_context, teacher_ids
 from .streaming import Feed, Listener
 from .trace import Author, Call, Outcome, Span, StopReason, Trace
+from .translation import is_ids, teacher_context, teacher_ids
 from .vocabulary import Vocabulary
 
-rollouts = itertools.count()  # names for the rollouts of this process, see `Sampling.rollout`
+rollout_ids = itertools.count()  # names for the rollouts of this process, see `Sampling.rollout`
 
 
 @dataclass(frozen=True)
-class RelayConfig:
+class RelayRules:
     """The rules of a relay.
 
     Args:
@@ -89,7 +89,7 @@ async def relay(
     prompt: RelayPrompt,
     student: Engine,
     teacher: Engine | None,
-    config: RelayConfig,
+    config: RelayRules,
     seed: int | None = None,
     listener: Listener | None = None,
     trace: Trace | None = None,
@@ -100,7 +100,7 @@ async def relay(
         prompt ([`RelayPrompt`]).
         student ([`Engine`]): must have a vocabulary.
         teacher ([`Engine`], *optional*): `None` leaves every call unanswered.
-        config ([`RelayConfig`]).
+        config ([`RelayRules`]).
         seed (`int`, *optional*): fixes the student's and the teacher's sampling for this rollout.
         listener ([`Listener`], *optional*): told of every text while it is being written.
         trace ([`Trace`], *optional*): an empty one to fill, for who may cancel this and still wants to know.
@@ -116,7 +116,7 @@ async def relay(
         raise EngineError(f"The student {student.name!r} returns no token ids; use an engine that does (see engines/).")
     trace = trace or Trace([])
     trace.prompt_ids = list(prompt.student)
-    rollout = next(rollouts)
+    rollout = next(rollout_ids)
     turn = 0
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens
@@ -152,7 +152,7 @@ async def relay(
     return trace
 
 
-def _next_piece(trace: Trace, vocabulary: Vocabulary, config: RelayConfig, is_open: bool) -> Piece:
+def _next_piece(trace: Trace, vocabulary: Vocabulary, config: RelayRules, is_open: bool) -> Piece:
     """What the student is asked for next: all that is left, up to a call that is answered, unless its calls are biased."""
     if config.call_bias < 0 or (config.call_bias > 0 and is_open):
         is_going_on = bool(trace.spans) and trace.spans[-1].author is Author.STUDENT
@@ -160,7 +160,7 @@ def _next_piece(trace: Trace, vocabulary: Vocabulary, config: RelayConfig, is_op
     return Piece(stop=(config.syntax.close_tag,) if is_open else ())
 
 
-def _teacher_budget(trace: Trace, config: RelayConfig) -> int:
+def _teacher_budget(trace: Trace, config: RelayRules) -> int:
     """Tokens that the teacher may still write."""
     most = config.max_completion_tokens if config.max_teacher_tokens is None else config.max_teacher_tokens
     return most - trace.teacher_tokens
@@ -204,7 +204,7 @@ async def ask_teacher(
     prompt: RelayPrompt,
     vocabulary: Vocabulary,
     teacher: Engine,
-    config: RelayConfig,
+    config: RelayRules,
     left: int,
     sampling: Sampling,
     listener: Listener | None = None,

@@ -1,7 +1,7 @@
 """Group rewards: numbers for all rollouts of one prompt, from what they have in common (paper, section 3.3).
 
 Owns the built-in rewards and how a user's own is found. Which rollouts form a group, across processes and micro-batches,
-is `training/`'s business; whether an answer is right is `grading.py`'s.
+is `training/`'s business; whether an answer is right is `grading/grader.py`'s.
 """
 
 import importlib

@@ -2,9 +2,9 @@
 
 import random
 
-from relay_trl.command import CallSyntax
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.rewards import difficulty, difficulty_aware
-from relay_trl.rollouts import RolloutWriter
+from relay_trl.rollout_files import RolloutWriter
 from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
 
 SYNTAX = CallSyntax()

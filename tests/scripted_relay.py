@@ -7,7 +7,7 @@ import tokenizers_for_tests as kinds
 
 from relay_trl.engines.base import Sampling
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.vocabulary import Vocabulary
 
 LETTERS = Vocabulary(kinds.characters())
@@ -63,7 +63,7 @@ def run(student_engine, teacher_engine=None, prompt="Q:", teacher_prompt="T:", s
     if isinstance(teacher_prompt, str) and teacher_engine is not None and teacher_engine.vocabulary is not None:
         teacher_prompt = teacher_engine.vocabulary.encode(teacher_prompt)
     both = RelayPrompt(prompt_ids, teacher_prompt)
-    return asyncio.run(relay(both, student_engine, teacher_engine, RelayConfig(**config), seed))
+    return asyncio.run(relay(both, student_engine, teacher_engine, RelayRules(**config), seed))
 
 
 def shown(teacher, k=-1):

@@ -9,9 +9,10 @@ import httpx
 import openai
 import uvicorn
 
-from relay_trl.record import RelayRecord
-from relay_trl.serving.app import Limits, RelayServer
-from relay_trl.serving.guard import GuardedTeacher
+from relay_trl.engines.circuit_breaker import GuardedTeacher
+from relay_trl.relay_config import RelayRecord
+from relay_trl.serving.app import RelayServer
+from relay_trl.serving.limits import Limits
 from relay_trl.serving.pair import Pair
 
 

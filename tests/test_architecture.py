@@ -15,17 +15,19 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 # and is not named here belongs to the tier of relay.py.
 TIERS = [
     {"recipes", "__main__"},
+    {"reproduction"},
     {"training", "evaluation", "serving", "planning", "citer", "viewer", "data", "options", "hub", "cli"},
     {"relay", "rewards", "grading", "prompts"},
     {"engines"},
-    {"vocabulary", "command", "trace", "redaction"},
+    {"vocabulary", "call_syntax", "trace", "redaction"},
 ]
-DEFAULT_TIER = 2
-# Training, evaluation, serving and the viewer stand side by side in the second tier and share only these.
+DEFAULT_TIER = 3
+SIDE_BY_SIDE = 2
+# Training, evaluation, serving and the viewer stand side by side in their tier and share only these.
 SHARED = {"citer", "data", "options", "hub", "cli"}
 
 # These describe a rollout and must be usable by a server or a notebook that has no torch.
-LIGHT_MODULES = ["command", "trace", "vocabulary", "relay"]
+LIGHT_MODULES = ["call_syntax", "trace", "vocabulary", "relay"]
 HEAVY_LIBRARIES = {"torch", "trl", "vllm", "transformers", "accelerate", "datasets", "peft"}
 
 MAX_MODULE_LINES = 300
@@ -65,6 +67,38 @@ def imports_of(source: str, module: str, is_package: bool = False) -> set[str]:
     return {name for name in found if name.split(".")[0] in ("relay_trl", "recipes")}
 
 
+def imported_modules(source: str, module: str, is_package: bool = False) -> set[str]:
+    """The modules themselves that `source` imports; a package's `__init__` shows what is behind it and is none of them."""
+    files = {name_of(path) for path in PACKAGE if path.name != "__init__.py"}
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            base = parts[: len(parts) - node.level + is_package] if node.level else []
+            whole = ".".join(base + ([node.module] if node.module else []))
+            found |= {f"{whole}.{alias.name}" for alias in node.names} | {whole}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & files
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that reach one another."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        open_ends = [start]
+        while open_ends:
+            for name in arrows.get(open_ends.pop(), set()) - seen:
+                seen.add(name)
+                open_ends.append(name)
+        return seen
+
+    reach = {name: reached(name) for name in arrows}
+    groups = {tuple(sorted(b for b in reach[a] if a in reach.get(b, set()))) for a in arrows if a in reach[a]}
+    return [list(group) for group in sorted(groups)]
+
+
 def wrong_arrows(source: str, module: str, is_package: bool = False) -> list[str]:
     here = room_of(module)
     if not here:  # relay_trl/__init__.py is the front door and may show what is behind it
@@ -73,7 +107,7 @@ def wrong_arrows(source: str, module: str, is_package: bool = False) -> list[str
     for imported in sorted(imports_of(source, module, is_package)):
         there = room_of(imported)
         is_upward = there != "" and tier_of(there) < tier_of(here)
-        is_sideways = tier_of(here) == tier_of(there) == 1 and there not in SHARED | {here}
+        is_sideways = tier_of(here) == tier_of(there) == SIDE_BY_SIDE and there not in SHARED | {here}
         if not there.startswith("_") and (is_upward or is_sideways):
             wrong.append(f"{module} imports {imported}")
     return wrong
@@ -88,12 +122,30 @@ def test_imports_go_one_way():
     assert not wrong, "against the arrows:\n" + "\n".join(wrong)
 
 
+def test_no_module_imports_itself_through_others():
+    """At the top, in a function or for types only: a circle means that two modules are one thing, or that one lies too high."""
+    arrows = {
+        name_of(path): imported_modules(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
+        for path in PACKAGE
+    }
+    assert not circles(arrows)
+
+
+def test_a_circle_is_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+    assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+    assert imported_modules("if TYPE_CHECKING:\n    from .grpo import T", "relay_trl.training.lora") == {
+        "relay_trl.training.grpo"
+    }
+    assert imported_modules("from . import grpo", "relay_trl.training.lora") == {"relay_trl.training.grpo"}
+
+
 @pytest.mark.parametrize(
     ("module", "source", "is_wrong"),
     [
         ("relay_trl.relay", "from relay_trl.engines.base import Engine", False),
-        ("relay_trl.relay", "from relay_trl.training.config import RelayConfig", True),
-        ("relay_trl.relay", "from .training import RelayConfig", True),
+        ("relay_trl.relay", "from relay_trl.training.config import RelayRules", True),
+        ("relay_trl.relay", "from .training import RelayRules", True),
         ("relay_trl.trace", "from relay_trl import relay", True),
         ("relay_trl.trace", "def f():\n    import relay_trl.rewards", True),
         ("relay_trl.engines.vllm", "from ..relay import relay", True),
@@ -103,8 +155,8 @@ def test_imports_go_one_way():
         ("relay_trl.training.trainer", "from relay_trl.data import sources", False),
         ("relay_trl.training.trainer", "from .. import hub", False),
         ("relay_trl.prompts", "from .options import PromptFields", True),
-        ("relay_trl.hub", "from .training import RelayGRPOTrainer", True),
-        ("relay_trl.data.warmup", "from relay_trl.training.config import RelayConfig", True),
+        ("relay_trl.hub.model_card", "from ..training import RelayGRPOTrainer", True),
+        ("relay_trl.data.warmup", "from relay_trl.training.config import RelayRules", True),
         ("relay_trl.something_new", "from relay_trl.serving import server", True),
         ("relay_trl.training.hub", "from relay_trl import __version__", False),
         ("recipes.evaluate", "from relay_trl.evaluation import runner", False),

@@ -9,11 +9,11 @@ from scripted_relay import END, run, scripted, tokens
 from test_transformers_engine import new_model
 
 from relay_trl.call_bias import NEVER, next_piece, starting_tokens
-from relay_trl.command import CallSyntax
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.engines.base import FinishReason, Generation, Sampling
 from relay_trl.engines.sampling import draw
 from relay_trl.engines.transformers import TransformersEngine
-from relay_trl.relay import RelayConfig
+from relay_trl.relay import RelayRules
 from relay_trl.vocabulary import Vocabulary
 
 SYNTAX = CallSyntax()
@@ -148,7 +148,7 @@ def test_the_tokens_that_may_begin_a_tag():
 @pytest.mark.parametrize("bias", [math.nan, math.inf])
 def test_a_bias_without_a_meaning_is_refused(bias):
     with pytest.raises(ValueError, match="call_bias is .*finite number, or -inf"):
-        RelayConfig(call_bias=bias)
+        RelayRules(call_bias=bias)
     with pytest.raises(ValueError, match="logit_bias has a value"):
         Sampling(logit_bias={3: bias})
 

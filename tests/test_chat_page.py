@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from relay_trl.costs import ModelCosts, PriceTable
 from relay_trl.serving.app import RelayServer
-from relay_trl.serving.page import load_prices, render_chat_page
+from relay_trl.serving.chat_page import load_prices, render_chat_page
 
 
 def test_the_page_is_served_and_asks_for_nothing_from_outside():

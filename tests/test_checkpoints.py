@@ -27,7 +27,7 @@ from trainers_for_tests import (
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from relay_trl.cli import check_teacher_context
+from relay_trl.engines.checks import check_teacher_context
 from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.training import RelayGRPOTrainer
 from relay_trl.training.checkpoints import MARK, bytes_of_checkpoints, check_fits, check_output, find_checkpoint

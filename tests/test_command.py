@@ -8,7 +8,7 @@ import tokenizers_for_tests as kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay_trl.command import MAX_REQUEST, CallSyntax, Command
+from relay_trl.call_syntax import MAX_REQUEST, CallSyntax, Command
 from relay_trl.vocabulary import Vocabulary
 
 SYNTAX = CallSyntax()

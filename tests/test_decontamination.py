@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
+from relay_trl.data.config import DataConfig
 from relay_trl.data.decontamination import Decontaminator
 from relay_trl.data.registry import PAPER_SIX, SOURCES
-from relay_trl.options import DataConfig
 
 LONG = "A train travels 270 miles in 3 hours. At the same rate, how many additional hours would it take?"
 SHORT = r"Compute $3-2$."

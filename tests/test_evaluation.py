@@ -6,25 +6,25 @@ import logging
 import numpy as np
 import pytest
 
-from relay_trl.command import CallSyntax
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.data.arithmetic import build_tokenizer, problems, solve
 from relay_trl.engines.base import EngineError, Sampling
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.evaluation.answers import AnswerFile, read_run
+from relay_trl.evaluation.answer_files import AnswerFile, read_run
 from relay_trl.evaluation.config import EvaluationConfig
 from relay_trl.evaluation.methods import load_method, load_methods
-from relay_trl.evaluation.results import summarize
+from relay_trl.evaluation.report.results import summarize
+from relay_trl.evaluation.report.statistics import bootstrap_interval, cost_reduction, gap_recovered
 from relay_trl.evaluation.runner import answer_seed, build_problems, evaluate
-from relay_trl.evaluation.statistics import bootstrap_interval, cost_reduction, gap_recovered
-from relay_trl.fingerprints import fingerprint
-from relay_trl.grading import Grader
+from relay_trl.grading.grader import Grader
 from relay_trl.prompts import PromptBuilder
-from relay_trl.relay import RelayConfig
+from relay_trl.relay import RelayRules
+from relay_trl.run_files import fingerprint
 from relay_trl.trace import Author, Outcome, StopReason
 from relay_trl.vocabulary import Vocabulary
 
 SYNTAX = CallSyntax()
-CONFIG = RelayConfig(max_completion_tokens=60, max_calls=5, max_call_tokens=6)
+CONFIG = RelayRules(max_completion_tokens=60, max_calls=5, max_call_tokens=6)
 METHODS = ("student", "relay", "relay_no_teacher", "fixed_2", "teacher")
 SETTINGS = {"student": "scripted", "open_tag": "<call>", "close_tag": "</call>"}
 

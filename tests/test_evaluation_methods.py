@@ -9,7 +9,7 @@ import pytest
 from test_evaluation import SETTINGS, of, run, vocabulary
 
 from relay_trl.data.arithmetic import problems, solve
-from relay_trl.evaluation.answers import AnswerFile, answer_path, read_run
+from relay_trl.evaluation.answer_files import AnswerFile, answer_path, read_run
 from relay_trl.evaluation.config import EvaluationConfig
 from relay_trl.evaluation.methods import family_of, load_method
 from relay_trl.trace import Author

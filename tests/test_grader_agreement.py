@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay_trl.data.registry import PAPER_SIX
-from relay_trl.grading import Grader
+from relay_trl.grading.grader import Grader
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = Path(os.environ.get("RELAY_TRL_BENCHMARKS", ROOT.parent / "shared" / "benchmarks"))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from relay_trl.grading import MAX_ANSWER_CHARS, Grader, final_answer, last_boxed
-from relay_trl.grading_forms import compare_cheaply, normalise
+from relay_trl.grading.forms import compare_cheaply, normalise
+from relay_trl.grading.grader import MAX_ANSWER_CHARS, Grader, final_answer, last_boxed
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = Path(os.environ.get("RELAY_TRL_BENCHMARKS", ROOT.parent / "shared" / "benchmarks"))
@@ -359,7 +359,7 @@ def test_a_worker_that_dies_of_an_answer_is_replaced():
 
 def start_worker(judge):
     """A worker with a limit of 0.2 s whose judge is `judge`, with one pair to judge; what it wrote and how it ended."""
-    code = f"import time; import relay_trl.grading_worker as worker; worker.judge = {judge}; worker.main(0.2)"
+    code = f"import time; import relay_trl.grading.worker as worker; worker.judge = {judge}; worker.main(0.2)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, input=b'[["1", "2"]]\n', capture_output=True, timeout=60)
     return done.stdout, done.returncode
@@ -402,8 +402,8 @@ def test_workers_that_fail_to_start_between_others_that_do_are_replaced(monkeypa
 
 @pytest.mark.slow
 def test_a_stopped_worker_is_given_up(monkeypatch):
-    monkeypatch.setattr("relay_trl.grading_worker.PATIENCE", 1.0)
-    monkeypatch.setattr("relay_trl.grading_worker.GRACE_S", 0.2)
+    monkeypatch.setattr("relay_trl.grading.worker.PATIENCE", 1.0)
+    monkeypatch.setattr("relay_trl.grading.worker.GRACE_S", 0.2)
     with Grader(time_limit_s=1.0, workers=1) as grader:
         assert grader.grade([box(r"2\sqrt{4}")], ["4"]) == [True]
         os.kill(grader._pool._workers[0].process.pid, signal.SIGSTOP)
@@ -440,7 +440,7 @@ def test_workers_end_with_a_killed_parent():
     # The script has no `__main__` guard: workers must not import it again. One of them is idle in the end, one busy.
     script = r"""
         import threading, time
-        from relay_trl.grading import Grader
+        from relay_trl.grading.grader import Grader
         grader = Grader(time_limit_s=4.0, workers=2)
         grader.grade([r"\boxed{2\sqrt{4}}", r"\boxed{2\sqrt{9}}"], ["4", "6"])
         threading.Thread(target=grader.grade, args=([r"\boxed{9^{9^{9^9}}}"], ["7"]), daemon=True).start()
@@ -459,7 +459,7 @@ def test_workers_end_with_a_killed_parent():
 
 def test_the_calling_process_does_not_load_sympy():
     code = (
-        "import sys; from relay_trl.grading import Grader; "
+        "import sys; from relay_trl.grading.grader import Grader; "
         "assert Grader().grade([r'\\boxed{1,000}'], ['1000']) == [True]; "
         "assert not {'sympy', 'math_verify', 'torch'} & set(sys.modules)"
     )

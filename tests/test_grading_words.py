@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay_trl.grading_words import ChoiceGrader, TextGrader, load_grader, stated_answer
+from relay_trl.grading.words import ChoiceGrader, TextGrader, load_grader, stated_answer
 
 RIGHT_CHOICES = [
     r"so \boxed{B}",

@@ -21,7 +21,7 @@ from trainers_for_tests import (
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from relay_trl.engines.transformers import TransformersEngine
-from relay_trl.record import RELAY_CONFIG_NAME, load_record
+from relay_trl.relay_config import RELAY_CONFIG_NAME, load_record
 from relay_trl.training.metrics import METRICS
 
 MIXED = ("right", "call, right", "wrong", "call, wrong")

@@ -15,7 +15,7 @@ from tokenizers_for_tests import byte_level, characters
 from relay_trl.engines.base import EngineError, FinishReason, Sampling
 from relay_trl.engines.openai import OpenAIEngine
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.trace import StopReason
 from relay_trl.vocabulary import Vocabulary
 
@@ -595,7 +595,7 @@ def test_a_relay_with_a_server_as_teacher(server, has_ids):
     teacher = OpenAIEngine(server.url, vocabulary=VOCABULARY)
     student = ScriptedEngine(VOCABULARY, lambda context: VOCABULARY.encode("It is<call>9</call>"))
     prompt = RelayPrompt(VOCABULARY.encode("17 + 25"), VOCABULARY.encode("17 + 25"))
-    trace = run(teacher, relay(prompt, student, teacher, RelayConfig(), seed=1))[0]
+    trace = run(teacher, relay(prompt, student, teacher, RelayRules(), seed=1))[0]
     assert (trace.stop, trace.answer) == (StopReason.TEACHER_EOS, "It is 42")
     assert server.requests[0]["prompt"] == VOCABULARY.encode("17 + 25") + VOCABULARY.encode("It is")
 
@@ -604,6 +604,6 @@ def test_a_relay_outlives_a_failing_server(server):
     server.faults = [reply(400, {"error": {"message": "no"}})]
     teacher = OpenAIEngine(server.url)
     student = ScriptedEngine(VOCABULARY, lambda context: VOCABULARY.encode("It is<call>9</call>"))
-    trace = run(teacher, relay(RelayPrompt([1], "17 + 25"), student, teacher, RelayConfig()))[0]
+    trace = run(teacher, relay(RelayPrompt([1], "17 + 25"), student, teacher, RelayRules()))[0]
     assert trace.stop is StopReason.TEACHER_ERROR
     assert server.url in trace.error

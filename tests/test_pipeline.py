@@ -12,9 +12,9 @@ from relay_trl.engines.base import Sampling
 from relay_trl.engines.loading import load_engine
 from relay_trl.engines.threaded import ThreadedEngine
 from relay_trl.evaluation.methods import load_method
-from relay_trl.record import RelayRecord, save_record
+from relay_trl.relay_config import RelayRecord, save_record
 from relay_trl.serving.pair import Pair
-from relay_trl.training.adapter import Rollouts
+from relay_trl.training.rollouts import Rollouts
 
 PAIR = Path(__file__).parents[1] / "data" / "arithmetic"
 PROBLEM = "78*6+49="

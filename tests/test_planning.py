@@ -13,7 +13,7 @@ import yaml
 from relay_trl.planning.curves import Curve
 from relay_trl.planning.memory import batches
 from relay_trl.planning.models import Shape, known_models
-from relay_trl.planning.serving import Demand, simulate, size_service
+from relay_trl.planning.service import Demand, simulate, size_service
 
 ROOT = Path(__file__).parents[1]
 FAST = Curve("student", "made up", [1, 64], [0.010, 0.020], 20_000.0, 64)

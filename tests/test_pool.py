@@ -15,7 +15,7 @@ from relay_trl.engines import pool as pool_module
 from relay_trl.engines.base import EngineError, Sampling
 from relay_trl.engines.loading import load_engine
 from relay_trl.evaluation.config import EvaluationConfig
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.training import RelayGRPOConfig
 
 ROLLOUTS = 8
@@ -47,7 +47,7 @@ def rollouts(pool, calls=3):
     for k in range(ROLLOUTS):
         student = scripted(VOCABULARY, *["<call>2</call>"] * calls, END)
         prompt = RelayPrompt(VOCABULARY.encode("Q:"), VOCABULARY.encode(f"problem {k}:"))
-        jobs.append(relay(prompt, student, pool, RelayConfig(max_calls=calls), seed=k))
+        jobs.append(relay(prompt, student, pool, RelayRules(max_calls=calls), seed=k))
     return run(pool, *jobs)
 
 

@@ -11,14 +11,14 @@ from hub_server import HubServer, card_data, card_faults
 from huggingface_hub import DatasetCard, ModelCard
 
 from relay_trl.costs import load_costs
-from relay_trl.data.warmup import write_jsonl
-from relay_trl.dataset_card import read_rows, write_dataset_card
-from relay_trl.evaluation.answers import Answer, AnswerFile, read_run
-from relay_trl.evaluation.publishing import card_contents
-from relay_trl.evaluation.report import write_report
-from relay_trl.hub import RelayRecord, save_record, write_model_card
+from relay_trl.evaluation.answer_files import Answer, AnswerFile, read_run
+from relay_trl.evaluation.report.for_card import card_contents
+from relay_trl.evaluation.report.write import write_report
+from relay_trl.hub.dataset_card import read_rows, write_dataset_card
+from relay_trl.hub.model_card import RelayRecord, save_record, write_model_card
+from relay_trl.hub.upload import PushConfig, licence_of, model_files, push, refuse_secrets
+from relay_trl.run_files import write_jsonl
 from relay_trl.trace import Author, Span, StopReason, Trace
-from relay_trl.upload import PushConfig, licence_of, model_files, push, refuse_secrets
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENT = ROOT / "data" / "arithmetic" / "student"

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from scripted_relay import BYTE_LEVEL, END, LETTERS, FixedEngine, one_each, run, scripted, shown, tokens
 
-from relay_trl.command import CallSyntax
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.engines.base import FinishReason, Generation, Sampling
-from relay_trl.relay import RelayConfig, RelayPrompt, relay, turn_seed
+from relay_trl.relay import RelayPrompt, RelayRules, relay, turn_seed
 from relay_trl.trace import Author, Outcome, Reading, StopReason
 
 
@@ -266,17 +266,17 @@ def test_turn_seeds_differ_between_turns_and_rollouts():
 @pytest.mark.parametrize("value", [0, -1])
 def test_limits_below_one_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}; it must be at least 1"):
-        RelayConfig(**{field: value})
+        RelayRules(**{field: value})
 
 
 def test_negative_max_calls_is_refused():
     with pytest.raises(ValueError, match="max_calls is -1; it must be 0 .* or more"):
-        RelayConfig(max_calls=-1)
+        RelayRules(max_calls=-1)
 
 
 def test_rollouts_side_by_side_do_not_mix():
     async def both():
-        config = RelayConfig()
+        config = RelayRules()
         prompt = RelayPrompt(LETTERS.encode("Q:"), LETTERS.encode("T:"))
         return await asyncio.gather(
             relay(

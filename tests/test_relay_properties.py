@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from relay_trl.engines.base import EngineError, FinishReason, Generation, Sampling
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.trace import Author, Outcome, StopReason, Trace
 from relay_trl.vocabulary import Vocabulary
 
@@ -67,7 +67,7 @@ class World:
 
     student: str
     teacher: str
-    config: RelayConfig
+    config: RelayRules
     prompt: RelayPrompt
     max_context: int | None
     log: list[Request] = field(default_factory=list)
@@ -111,7 +111,7 @@ def worlds(draw, student, teacher):
     if draw(st.sampled_from([False, False, False, True])):
         answers.insert(draw(st.integers(0, 3)), EngineError(TROUBLE))
     limits = st.sampled_from([None, None, 1, 2, 5])
-    config = RelayConfig(
+    config = RelayRules(
         max_completion_tokens=draw(st.sampled_from([400, 200]) | st.integers(1, 120)),
         max_calls=draw(st.sampled_from([4, 3, 2, 1, 0])),
         max_call_tokens=draw(limits),
@@ -352,7 +352,7 @@ def test_any_rollout_keeps_the_rules(student, teacher, data):
 def test_without_a_teacher_a_rollout_is_what_the_engine_alone_writes(name, data):
     vocabulary, log = VOCABULARIES[name], []
     turn = data.draw(reference.spellings(TABLES[name])) + [vocabulary.eos_id]
-    config = RelayConfig(max_completion_tokens=data.draw(st.integers(1, 60)), student=Sampling(temperature=0.3))
+    config = RelayRules(max_completion_tokens=data.draw(st.integers(1, 60)), student=Sampling(temperature=0.3))
     prompt = RelayPrompt(vocabulary.encode("Q: "))
     student = WitnessedEngine("student", vocabulary, [turn], log)
     trace = asyncio.run(relay(prompt, student, None, config, seed=data.draw(st.none() | st.integers(0, 9))))

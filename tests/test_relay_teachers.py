@@ -18,7 +18,7 @@ from scripted_relay import (
 )
 
 from relay_trl.engines.base import EngineError, FinishReason, Generation
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.trace import Author, Outcome, StopReason
 from relay_trl.vocabulary import Vocabulary
 
@@ -239,7 +239,7 @@ def test_a_student_without_ids_is_an_error(answer):
 def test_a_student_without_a_vocabulary_is_an_error():
     prompt = RelayPrompt(LETTERS.encode("Q:"))
     with pytest.raises(EngineError, match="student 'scripted' returns no token ids"):
-        asyncio.run(relay(prompt, scripted(None, "a"), None, RelayConfig()))
+        asyncio.run(relay(prompt, scripted(None, "a"), None, RelayRules()))
 
 
 def test_a_teacher_that_writes_too_much_is_cut():

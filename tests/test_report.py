@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from relay_trl.command import CallSyntax
-from relay_trl.evaluation.answers import Answer, Run
-from relay_trl.evaluation.call_plots import called_answers, plot_difficulty, plot_lengths, plot_places
-from relay_trl.evaluation.plots import COLORS, pareto_front, plot_shares
-from relay_trl.evaluation.published import read_published
-from relay_trl.evaluation.report import print_results, to_json, to_latex, to_markdown, write_report
-from relay_trl.evaluation.results import evaluate_runs, summarize
-from relay_trl.evaluation.tables import all_tables, results_tables
-from relay_trl.evaluation.training_plots import find_logs, plot_training, read_log
-from relay_trl.evaluation.verdict import sentences
-from relay_trl.segments import segments
+from relay_trl.call_syntax import CallSyntax
+from relay_trl.evaluation.answer_files import Answer, Run
+from relay_trl.evaluation.report.call_plots import called_answers, plot_difficulty, plot_lengths, plot_places
+from relay_trl.evaluation.report.plots import COLORS, pareto_front, plot_shares
+from relay_trl.evaluation.report.published import read_published
+from relay_trl.evaluation.report.results import evaluate_runs, summarize
+from relay_trl.evaluation.report.tables import all_tables, results_tables
+from relay_trl.evaluation.report.training_plots import find_logs, plot_training, read_log
+from relay_trl.evaluation.report.verdict import sentences
+from relay_trl.evaluation.report.write import print_results, to_json, to_latex, to_markdown, write_report
+from relay_trl.pages.segments import segments
 from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
 
 ROOT = Path(__file__).parents[1]

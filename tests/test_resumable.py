@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from relay_trl.asking import ask_all
-from relay_trl.data.resumable import ResumableRows
+from relay_trl.engines.in_flight import ask_all
+from relay_trl.run_files import ResumableRows
 
 
 def test_rows_come_back_in_order_after_a_kill_in_the_middle_of_a_line(tmp_path, caplog):

@@ -6,8 +6,8 @@ import math
 import pytest
 from trainers_for_tests import grpo_config, grpo_trainer, in_turn
 
-from relay_trl.command import CallSyntax
-from relay_trl.rollouts import FOLDER, RolloutReader, RolloutWriter
+from relay_trl.call_syntax import CallSyntax
+from relay_trl.rollout_files import FOLDER, RolloutReader, RolloutWriter
 from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
 
 PLANS = ("right", "call, right", "wrong", "malformed, right")

@@ -1,7 +1,7 @@
 """The table over several seeds: worked out by hand on a few answers."""
 
-from relay_trl.evaluation.answers import Answer, Run
-from relay_trl.evaluation.seeds import cell, pooled, seeds_table, write_results
+from relay_trl.evaluation.answer_files import Answer, Run
+from relay_trl.reproduction.seeds import cell, pooled, seeds_table, write_results
 from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
 
 
@@ -84,7 +84,7 @@ def test_the_files_hold_what_has_been_evaluated(tmp_path, monkeypatch):
     for name in runs:
         (tmp_path / "evaluation" / name).mkdir(parents=True)
         (tmp_path / "evaluation" / name / "results.json").touch()
-    monkeypatch.setattr("relay_trl.evaluation.seeds.read_run", lambda path: runs[path.name])
+    monkeypatch.setattr("relay_trl.reproduction.seeds.read_run", lambda path: runs[path.name])
     write_results(tmp_path, ["ours", "not_yet"], [1, 2], "A note.\n")
     written = (tmp_path / "results.md").read_text()
     assert "| ours | 1 | 100.0 |" in written and "not_yet" not in written and written.endswith("\n\nA note.\n")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 
 from relay_trl.data.arithmetic import problems
 from relay_trl.data.warmup import command_ids
-from relay_trl.record import load_record
+from relay_trl.relay_config import load_record
 from relay_trl.training import RelaySFTConfig, RelaySFTTrainer
 from relay_trl.training.call_tokens import add_call_tokens, grow_embeddings
 from relay_trl.training.sft import check_rows, to_sft_row

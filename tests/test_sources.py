@@ -6,11 +6,11 @@ import logging
 
 import pytest
 
+from relay_trl.data.config import DataConfig
 from relay_trl.data.registry import REPORTED, SOURCES
 from relay_trl.data.sources import drop_overlong, drop_ungradable, load_rows
-from relay_trl.grading import Grader
-from relay_trl.grading_words import load_grader
-from relay_trl.options import DataConfig
+from relay_trl.grading.grader import Grader
+from relay_trl.grading.words import load_grader
 
 
 @pytest.fixture(autouse=True)

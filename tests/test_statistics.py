@@ -15,7 +15,14 @@ from relay_trl.costs import (
     usage_costs,
     with_prices,
 )
-from relay_trl.evaluation.statistics import compare, headline, interval_of, mcnemar, pass_at_k, resampled_means
+from relay_trl.evaluation.report.statistics import (
+    compare,
+    headline,
+    interval_of,
+    mcnemar,
+    pass_at_k,
+    resampled_means,
+)
 from relay_trl.trace import Author, Reading, Span, Trace
 
 

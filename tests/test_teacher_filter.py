@@ -13,11 +13,11 @@ import yaml
 from hub_server import HubServer
 
 from relay_trl.data.arithmetic import build_tokenizer, problems
-from relay_trl.data.resumable import ResumableRows
 from relay_trl.data.teacher_filter import FilterConfig, choose, pass_rates
 from relay_trl.engines.base import EngineError
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.grading import Grader
+from relay_trl.grading.grader import Grader
+from relay_trl.run_files import ResumableRows
 from relay_trl.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]

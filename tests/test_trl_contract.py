@@ -1,4 +1,4 @@
-"""What the training relies on in the installed TRL without TRL having promised it: each touch of `training/adapter.py`.
+"""What the training relies on in the installed TRL without TRL having promised it: each touch of `training/rollouts.py` and `training/student_engine.py`.
 
 A failure here after an upgrade of TRL names what to look at; nothing else is tested.
 """
@@ -13,7 +13,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from relay_trl.training import adapter, call_entropy, profile
+from relay_trl.training import call_entropy, profile, rollouts
 
 MIXED = ("right", "call to the end", "wrong", "call, wrong")
 
@@ -135,7 +135,7 @@ def corrected(trainer, fill):
 
     def roll_out(prompts, _):
         traces = trainer.rollouts.run(prompts, list(range(len(prompts))), engine)
-        output = adapter.to_trl(traces, has_logprobs=True)
+        output = rollouts.to_trl(traces, has_logprobs=True)
         output["logprobs"] = [
             [p if is_student else fill for p, is_student in zip(logprobs, trace.loss_mask, strict=True)]
             for logprobs, trace in zip(output["logprobs"], traces, strict=True)
@@ -168,7 +168,7 @@ def keep_traces(monkeypatch):
     original = RelayGRPOTrainer._calculate_rewards
 
     def spy(self, inputs, *args):
-        self.seen_traces = [row[adapter.TRACE_COLUMN] for row in inputs]
+        self.seen_traces = [row[rollouts.TRACE_COLUMN] for row in inputs]
         self.seen_columns = set(inputs[0])
         self.seen_matrix = original(self, inputs, *args)
         return self.seen_matrix
@@ -194,7 +194,7 @@ def test_extra_columns_and_those_of_the_dataset_reach_the_rewards(tmp_path):
 
 def test_calculate_rewards_returns_the_matrix_that_the_advantages_are_made_of(batch):
     trainer, inputs = batch
-    assert {"prompt", "answer", adapter.TRACE_COLUMN} <= trainer.seen_columns
+    assert {"prompt", "answer", rollouts.TRACE_COLUMN} <= trainer.seen_columns
     assert trainer.seen_matrix.shape == (8, 1)
     groups = trainer.seen_matrix[:, 0].view(2, 4)
     expected = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
@@ -270,7 +270,7 @@ def test_the_order_of_the_prompts_is_trls_in_every_epoch_and_after_a_restart():
     order = {"mini_repeat_count": 2, "batch_size": 3, "repeat_count": 2, "seed": 4}
     theirs = RepeatSampler(range(9), **order)
     epochs, now = [list(theirs) for _ in range(3)], [0]
-    ours = adapter.EpochSampler(RepeatSampler(range(9), **order), lambda: now[0])
+    ours = rollouts.EpochSampler(RepeatSampler(range(9), **order), lambda: now[0])
     assert len(ours) == len(theirs) and epochs[0] != epochs[1]
     for now[0] in (0, 1, 2, 1):
         assert list(ours) == epochs[now[0]]

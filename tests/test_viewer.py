@@ -6,10 +6,10 @@ import pytest
 from made_up_run import SIZE, write_group, write_run
 from starlette.testclient import TestClient
 
-from relay_trl.viewer.command import watch
 from relay_trl.viewer.follow import FIRST, MOST, FollowedRun
-from relay_trl.viewer.page import render_watch_page
 from relay_trl.viewer.server import watch_app
+from relay_trl.viewer.watch import watch
+from relay_trl.viewer.watch_page import render_watch_page
 
 
 def test_a_page_gets_the_newest_first_and_then_all_others_once(tmp_path):

@@ -10,12 +10,13 @@ import tokenizers_for_tests as kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay_trl.command import CallSyntax
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.data.arithmetic import build_tokenizer
-from relay_trl.data.warmup import WarmupConfig, command_ids, insert_calls, warmup_rows, write_jsonl
+from relay_trl.data.warmup import WarmupConfig, command_ids, insert_calls, warmup_rows
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.grading import last_boxed
+from relay_trl.grading.grader import last_boxed
 from relay_trl.prompts import PromptBuilder
+from relay_trl.run_files import write_jsonl
 from relay_trl.training.call_tokens import add_call_tokens
 from relay_trl.vocabulary import Vocabulary
 

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from relay_trl.command import CallSyntax
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.data.arithmetic import problems, solve
 from relay_trl.engines.base import EngineError, Sampling
 from relay_trl.engines.scripted import ScriptedEngine

@@ -6,7 +6,7 @@ Owns CITER's way of alternating. What the teacher is shown and how its words are
 from dataclasses import replace
 
 from ..engines.base import Engine, FinishReason
-from ..relay import RelayConfig, RelayPrompt, ask_teacher, rollouts, turn_seed
+from ..relay import RelayPrompt, RelayRules, ask_teacher, rollout_ids, turn_seed
 from ..trace import Author, Call, Span, StopReason, Trace
 from ..vocabulary import Vocabulary
 from .engine import RoutedEngine, RoutedSampling
@@ -16,7 +16,7 @@ async def answer_by_router(
     prompt: RelayPrompt,
     student: Engine,
     teacher: Engine | None,
-    config: RelayConfig,
+    config: RelayRules,
     seed: int | None,
     threshold: float | None = None,
 ) -> Trace:
@@ -43,14 +43,14 @@ async def continue_by_router(
     prompt: RelayPrompt,
     student: RoutedEngine,
     teacher: Engine,
-    config: RelayConfig,
+    config: RelayRules,
     threshold: float,
     seed: int | None,
 ):
     """Writes `trace` to its end. A teacher that has nothing to say leaves the student's token standing."""
     one_token = replace(config, fixed_call_tokens=1, max_call_tokens=None)
     # The engine's noise depends on seed and position, so that one seed does for all of an answer.
-    rollout = next(rollouts)
+    rollout = next(rollout_ids)
     sampling = RoutedSampling.of(replace(config.student, seed=seed, rollout=rollout), threshold)
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens

@@ -12,10 +12,10 @@ from enum import StrEnum
 
 import torch
 
-from ..asking import ask_all
 from ..engines.base import Engine, EngineError, Sampling
-from ..grading import Grader
-from ..relay import RelayConfig, RelayPrompt, ask_teacher
+from ..engines.in_flight import ask_all
+from ..grading.grader import Grader
+from ..relay import RelayPrompt, RelayRules, ask_teacher
 from ..trace import Author, Call, Span, StopReason, Trace
 from .decoding import add_words, continue_by_router
 from .engine import RoutedEngine
@@ -70,7 +70,7 @@ class Labeller:
         references (`Sequence[Reference]`).
         student ([`RoutedEngine`]), teacher ([`Engine`]).
         grader ([`Grader`]): judges roll-outs.
-        config ([`RelayConfig`]): its syntax, and `max_completion_tokens` for the student's answers from a position of its own
+        config ([`RelayRules`]): its syntax, and `max_completion_tokens` for the student's answers from a position of its own
             in round 1.
         temperature (`float`, defaults to `0.0`): of these answers and of roll-outs.
         max_in_flight (`int`, defaults to `256`): requests at a time.
@@ -88,7 +88,7 @@ class Labeller:
         student: RoutedEngine,
         teacher: Engine,
         grader: Grader,
-        config: RelayConfig,
+        config: RelayRules,
         temperature: float = 0.0,
         max_in_flight: int = 256,
         on_done: Callable[[], object] = lambda: None,

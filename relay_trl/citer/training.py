@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import cast
 
-from ..asking import ask_all
 from ..engines.base import Context, Engine, FinishReason, Sampling
-from ..grading import Grader
+from ..engines.in_flight import ask_all
+from ..grading.grader import Grader
 from ..prompts import PromptBuilder
-from ..relay import RelayConfig
+from ..relay import RelayRules
 from .config import CiterConfig
 from .engine import RoutedEngine
 from .labels import Labeller, Reference
@@ -101,7 +101,7 @@ async def train_citer(
         EngineError: the teacher failed.
         ValueError: the labels are of one kind only.
     """
-    rules = RelayConfig(max_completion_tokens=config.max_completion_length, syntax=config.syntax)
+    rules = RelayRules(max_completion_tokens=config.max_completion_length, syntax=config.syntax)
     labeller = Labeller(references, student, teacher, grader, rules, config.temperature, config.max_in_flight, on_done)
     size = student.model.config.get_text_config().hidden_size
     record = RouterRecord(config.student, size, config.threshold, config.teacher)

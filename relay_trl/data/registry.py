@@ -1,14 +1,14 @@
 """The registry of named sets: where each lies on the Hub, how a row becomes a problem and a gold, and who grades it.
 
-Owns facts about sets. Reading and checking rows is `sources.py`'s business, grading is `grading.py`'s and
-`grading_words.py`'s. A new set is one entry here; docs/evaluation.md shows one.
+Owns facts about sets. Reading and checking rows is `sources.py`'s business, grading is `grading/grader.py`'s and
+`grading/words.py`'s. A new set is one entry here; docs/evaluation.md shows one.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..grading import last_boxed
+from ..grading.grader import last_boxed
 from ..prompts import BOXED_TEMPLATE
 
 Gold = str | list[str] | None

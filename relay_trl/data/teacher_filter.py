@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Container
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..asking import ask_all
 from ..engines.base import Context, Engine, EngineError, FinishReason, Sampling
-from ..fingerprints import fingerprint, fingerprint_rows
-from ..grading import Grader
+from ..engines.in_flight import ask_all
+from ..grading.grader import Grader
 from ..options import PromptFields, TeacherFields
 from ..redaction import redact
+from ..run_files import fingerprint, fingerprint_rows
 
 logger = logging.getLogger(__name__)
 

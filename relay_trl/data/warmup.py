@@ -4,21 +4,19 @@ Owns where a call may stand and what it asks for. The student's own words avoid 
 call is the student's own continuation, so the warm-up teaches the syntax and nothing about when it pays.
 """
 
-import json
 import random
 import re
-from collections.abc import AsyncIterator, Container, Iterable
+from collections.abc import AsyncIterator, Container
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
-from ..asking import ask_all
-from ..command import CallSyntax, tokens_until
+from ..call_syntax import CallSyntax, tokens_until
 from ..engines.base import Engine, Sampling
-from ..fingerprints import fingerprint, fingerprint_rows
+from ..engines.in_flight import ask_all
 from ..options import PromptFields
 from ..prompts import PromptBuilder
 from ..redaction import redact
-from ..relay import RelayConfig, relay
+from ..relay import RelayRules, relay
+from ..run_files import fingerprint, fingerprint_rows
 from ..trace import StopReason, Trace
 from ..vocabulary import Vocabulary
 
@@ -218,7 +216,7 @@ async def warmup_rows(
         `prompt`, `completion` (text), `prompt_ids`, `completion_ids`, `answer` and `calls`, or `None` for an answer that did
         not end within `config.max_completion_length`.
     """
-    rules = RelayConfig(
+    rules = RelayRules(
         max_completion_tokens=config.max_completion_length,
         syntax=config.syntax,
         max_calls=0,
@@ -266,20 +264,3 @@ async def warmup_rows(
                 "calls": len(config.syntax.find(text)),
             },
         )
-
-
-def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
-    """Writes `rows` to `path`, whole or not at all; returns their number."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    count = 0
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return count

@@ -1,7 +1,7 @@
 """What an evaluation can be told: its fields, what the student's own relay config says for those left unset, its checks.
 
 Owns names, defaults and limits of options. A student that was trained to call carries a `relay_config.json` (see
-`hub.py`), so that it is asked as it was trained unless told otherwise.
+`hub/model_card.py`), so that it is asked as it was trained unless told otherwise.
 """
 
 import copy
@@ -9,17 +9,17 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..command import CallSyntax
+from ..call_syntax import CallSyntax
 from ..data.registry import REPORTED, SOURCES
 from ..data.sources import load_rows
 from ..engines.base import Engine, Sampling
-from ..fingerprints import fingerprint, fingerprint_rows
-from ..grading_words import AnyGrader, load_grader
-from ..hub import load_record
+from ..grading.words import AnyGrader, load_grader
 from ..options import TeacherFields, mapping
 from ..prompts import PromptBuilder
 from ..redaction import redact
-from ..relay import RelayConfig
+from ..relay import RelayRules
+from ..relay_config import load_record
+from ..run_files import fingerprint, fingerprint_rows
 from .methods import known_methods, load_methods
 
 FROM_STUDENT = {
@@ -235,10 +235,10 @@ class EvaluationConfig(TeacherFields):
         filled.relay_config()  # refuses what makes no relay
         return filled
 
-    def relay_config(self) -> RelayConfig:
+    def relay_config(self) -> RelayRules:
         """The rules of the rollouts. Needs the config of [`~EvaluationConfig.with_student_defaults`]."""
         filled = {name: getattr(self, name) for name in FROM_STUDENT}
-        return RelayConfig(
+        return RelayRules(
             max_completion_tokens=filled["max_completion_length"],
             syntax=CallSyntax(filled["open_tag"], filled["close_tag"]),
             max_calls=filled["max_calls"],

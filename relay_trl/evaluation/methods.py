@@ -13,12 +13,12 @@ from typing import Any
 
 from ..call_bias import NEVER
 from ..engines.base import Engine, EngineError, FinishReason
-from ..relay import RelayConfig, RelayPrompt, relay
+from ..relay import RelayPrompt, RelayRules, relay
 from ..trace import Author, Span, StopReason, Trace
 from ..vocabulary import Vocabulary
-from .lottery import answer_by_lot
+from .random_tokens import answer_by_lot
 
-Answerer = Callable[[RelayPrompt, Engine, Engine | None, RelayConfig, int | None], Awaitable[Trace]]
+Answerer = Callable[[RelayPrompt, Engine, Engine | None, RelayRules, int | None], Awaitable[Trace]]
 """`answer(prompt, student, teacher, config, seed)`: one rollout."""
 
 
@@ -40,7 +40,7 @@ class Method:
 
 
 async def answer_alone(
-    prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+    prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
 ) -> Trace:
     """The student alone. No calls are looked for: a command in its words stays there as plain text."""
     trace = Trace(prompt_ids=list(prompt.student))
@@ -59,7 +59,7 @@ async def answer_alone(
 
 
 async def answer_by_teacher(
-    prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+    prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
 ) -> Trace:
     """The teacher alone answers its own rendering of the prompt. Its tokens are counted in its own vocabulary, in the
     student's where its engine gives text only. A failure is recorded in the trace, as in a relay.
@@ -97,7 +97,7 @@ def _whole_answer(author: Author, ids: list[int], vocabulary: Vocabulary) -> Spa
 
 
 async def answer_unheard(
-    prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+    prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
 ) -> Trace:
     """A relay whose teacher is away: calls are made, counted, taken out of the answer, and never answered."""
     return await relay(prompt, student, None, config, seed)
@@ -105,7 +105,7 @@ async def answer_unheard(
 
 def _relay_with(**changes: Any) -> Answerer:
     async def answer(
-        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
     ) -> Trace:
         return await relay(prompt, student, teacher, replace(config, **changes), seed)
 
@@ -119,7 +119,7 @@ def _fixed(n: float) -> Answerer:
 
 def _random_router(share: float) -> Answerer:
     async def answer(
-        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
     ) -> Trace:
         is_routed = random.Random(f"{seed}/router").random() < share
         return await (answer_by_teacher if is_routed else answer_alone)(prompt, student, teacher, config, seed)
@@ -129,7 +129,7 @@ def _random_router(share: float) -> Answerer:
 
 def _random_tokens(probability: float) -> Answerer:
     async def answer(
-        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
     ) -> Trace:
         return await answer_by_lot(prompt, student, teacher, config, seed, probability)
 
@@ -138,7 +138,7 @@ def _random_tokens(probability: float) -> Answerer:
 
 def _citer(threshold: float | None) -> Answerer:
     async def answer(
-        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayConfig, seed: int | None
+        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
     ) -> Trace:
         from ..citer.decoding import answer_by_router  # needs torch, which naming a method does not
 

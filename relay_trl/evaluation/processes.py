@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .answers import answer_files
+from .answer_files import answer_files
 
 _POLL_S = 0.5
 

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ..data.sources import drop_overlong
 from ..engines.base import Engine
 from ..engines.loading import close_engines
-from ..grading import Grader
+from ..grading.grader import Grader
 from ..prompts import PromptBuilder
-from ..relay import RelayConfig, RelayPrompt
-from .answers import Answer, AnswerFile
+from ..relay import RelayPrompt, RelayRules
+from .answer_files import Answer, AnswerFile
 from .methods import Method
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def evaluate(
     problems: Problems,
     student: Engine,
     teacher: Engine | None,
-    config: RelayConfig,
+    config: RelayRules,
     grader: Grader,
     answers: AnswerFile,
     samples: int = 1,
@@ -115,7 +115,7 @@ def evaluate(
         methods (`Sequence[Method]`): who answers, one after the other; their rollouts overlap.
         problems ([`Problems`]).
         student ([`Engine`]), teacher ([`Engine`], *optional*).
-        config ([`RelayConfig`]): the rules for all methods.
+        config ([`RelayRules`]): the rules for all methods.
         grader ([`Grader`]).
         answers ([`AnswerFile`]): answers that it holds are not asked again; rollouts whose teacher failed are.
         samples (`int`, defaults to `1`): answers per problem and method.

@@ -16,7 +16,7 @@ from trl import ModelConfig, get_peft_config
 from . import memory
 from .curves import Curve
 from .models import Shape
-from .serving import Demand, size_service
+from .service import Demand, size_service
 
 GIB = 2**30
 RATES = [1, 10, 100, 1_000, 10_000, 100_000]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engines.base import Engine
-from ..relay import RelayConfig, RelayPrompt, relay, turn_seed
+from ..relay import RelayPrompt, RelayRules, relay, turn_seed
 from ..trace import Author, Call, Outcome, StopReason, Trace
 from .reader import Delta, Reader
 
@@ -21,7 +21,7 @@ class Question:
 
     Args:
         prompt ([`RelayPrompt`]).
-        config ([`RelayConfig`]).
+        config ([`RelayRules`]).
         seed (`int`, *optional*): the same seed gives the same ids as in training and evaluation.
         stop (`tuple[str, ...]`): the answer ends before the first of these.
         shows_commands (`bool`, defaults to `False`): whether commands stay in the text.
@@ -29,7 +29,7 @@ class Question:
     """
 
     prompt: RelayPrompt
-    config: RelayConfig
+    config: RelayRules
     seed: int | None = None
     stop: tuple[str, ...] = ()
     shows_commands: bool = False

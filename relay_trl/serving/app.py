@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,39 +22,18 @@ from ..call_bias import NEVER
 from ..costs import PriceTable
 from ..engines.base import EngineError
 from ..redaction import mask_credentials
-from ..relay import RelayConfig, RelayPrompt
+from ..relay import RelayPrompt, RelayRules
 from .answer import Question, answer, choice_seed, ended_together
-from .limits import Admission, Keys, cancelled_by_hang_up, read_body
+from .chat_page import render_chat_page
+from .limits import Admission, Keys, Limits, cancelled_by_hang_up, read_body
 from .metrics import Metrics
-from .page import render_chat_page
 from .pair import Pair, PromptError
 from .protocol import MIN_BIAS, AnyRequest, ApiError, ChatRequest, CompletionRequest, parse
 from .protocol import Request as Asked
-from .replies import Form, refusal
+from .responses import Form, refusal
 from .stream import EventStream, student_failed
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server allows.
-
-    Args:
-        max_in_flight (`int`, defaults to `256`): answers under way at once.
-        max_queue (`int`, defaults to `256`): requests that wait for a place; more are refused with 429.
-        max_body_bytes (`int`, defaults to `1048576`).
-        max_prompt_length (`int`, *optional*): tokens of a prompt; `None` leaves it to the student's context.
-        body_timeout_s (`float`, defaults to `30.0`): seconds for a body to come in.
-        client_timeout_s (`float`, defaults to `60.0`): seconds that a client may take nothing of its answer.
-    """
-
-    max_in_flight: int = 256
-    max_queue: int = 256
-    max_body_bytes: int = 1 << 20
-    max_prompt_length: int | None = None
-    body_timeout_s: float = 30.0
-    client_timeout_s: float = 60.0
 
 
 class RelayServer:
@@ -170,7 +149,7 @@ class RelayServer:
     async def _answer(self, request: Request, asked: Asked, prompt: RelayPrompt, form: Form) -> Response:
         questions = self._questions(asked, prompt)
         if asked.stream:
-            return EventStream(self, request, questions, form)
+            return EventStream(self.pair, self.places, self.limits, self.metrics, request, questions, form)
         try:
             async with cancelled_by_hang_up(request), self.places.taken(asked.n):
                 tasks = [asyncio.ensure_future(answer(q, self.pair.student, self.pair.teacher)) for q in questions]
@@ -204,7 +183,7 @@ class RelayServer:
         common = (tuple(asked.stop), asked.show_commands, asked.use_teacher)
         return [Question(prompt, config, choice_seed(asked.seed, index), *common) for index in range(asked.n)]
 
-    def _config(self, asked: Asked, max_tokens: int) -> RelayConfig:
+    def _config(self, asked: Asked, max_tokens: int) -> RelayRules:
         rules = self.pair.rules
         given = {"temperature": asked.temperature, "top_p": asked.top_p, "min_p": asked.min_p}
         given["top_k"] = None if asked.top_k is None else max(0, asked.top_k)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..engines.base import BACKENDS, Sampling
+from ..engines.circuit_breaker import GuardedTeacher
 from ..engines.loading import load_engine
 from ..engines.threaded import ThreadedEngine
 from ..options import TeacherFields, mapping
-from ..record import RelayRecord, load_record
-from .app import Limits
-from .guard import GuardedTeacher
+from ..relay_config import RelayRecord, load_record
+from .limits import Limits
 from .pair import Pair
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,32 @@ import hmac
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
 from .protocol import ApiError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server allows.
+
+    Args:
+        max_in_flight (`int`, defaults to `256`): answers under way at once.
+        max_queue (`int`, defaults to `256`): requests that wait for a place; more are refused with 429.
+        max_body_bytes (`int`, defaults to `1048576`).
+        max_prompt_length (`int`, *optional*): tokens of a prompt; `None` leaves it to the student's context.
+        body_timeout_s (`float`, defaults to `30.0`): seconds for a body to come in.
+        client_timeout_s (`float`, defaults to `60.0`): seconds that a client may take nothing of its answer.
+    """
+
+    max_in_flight: int = 256
+    max_queue: int = 256
+    max_body_bytes: int = 1 << 20
+    max_prompt_length: int | None = None
+    body_timeout_s: float = 30.0
+    client_timeout_s: float = 60.0
 
 
 class Keys:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..engines.base import Engine, EngineError, Sampling
 from ..prompts import PromptBuilder
-from ..record import RelayRecord
-from ..relay import RelayConfig, RelayPrompt
+from ..relay import RelayPrompt, RelayRules
+from ..relay_config import RelayRecord
 from ..vocabulary import Vocabulary
 
 
@@ -48,7 +48,7 @@ class Pair:
             )
 
     @cached_property
-    def rules(self) -> RelayConfig:
+    def rules(self) -> RelayRules:
         """The rules of an answer where the question has no others: the student goes on where its teacher fails."""
         rules = self.record.relay_config(is_stopped_by_failure=False, student=self.sampling)
         return replace(rules, teacher=replace(rules.teacher, top_p=self.teacher_top_p))

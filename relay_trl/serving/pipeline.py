@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 
 from ..engines.base import Engine
 from ..engines.loading import load_engine
-from ..record import RelayRecord, load_record
+from ..relay_config import RelayRecord, load_record
 from .answer import Answer, Question, answer
 from .pair import Pair
 from .reader import Delta

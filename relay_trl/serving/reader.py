@@ -6,7 +6,7 @@ Owns what is held back and for how long. It is the listener of a relay; how its 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..command import CallSyntax
+from ..call_syntax import CallSyntax
 from ..trace import Author
 
 

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -16,13 +15,12 @@ from starlette.types import Receive, Scope, Send
 
 from ..engines.base import EngineError
 from .answer import Answer, Question, answer, ended_together
-from .limits import cancelled_by_hang_up
+from .limits import Admission, Limits, cancelled_by_hang_up
+from .metrics import Metrics
+from .pair import Pair
 from .protocol import ApiError
 from .reader import Delta
-from .replies import Form, event, refusal
-
-if TYPE_CHECKING:
-    from .app import RelayServer
+from .responses import Form, event, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +32,8 @@ class EventStream(Response):
     """The answers to one request, sent while they are being written.
 
     Args:
-        server ([`RelayServer`]).
+        pair ([`Pair`]).
+        places ([`Admission`]), limits ([`Limits`]), metrics ([`Metrics`]): the server's.
         request (`Request`): its body must have been read.
         questions (`list[Question]`): one for each choice.
         form ([`Form`]).
@@ -42,12 +41,22 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, server: "RelayServer", request: Request, questions: list[Question], form: Form):
+    def __init__(
+        self,
+        pair: Pair,
+        places: Admission,
+        limits: Limits,
+        metrics: Metrics,
+        request: Request,
+        questions: list[Question],
+        form: Form,
+    ):
         # A proxy that gathers the events before it passes them on would undo the streaming.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.on_end: Callable[[int], None] = lambda status: None
-        self._server, self._request, self._questions, self._form = server, request, questions, form
+        self._pair, self._places, self._limits, self._metrics = pair, places, limits, metrics
+        self._request, self._questions, self._form = request, questions, form
         self._started = time.perf_counter()
         self._is_open = False
         self._has_text = False
@@ -58,13 +67,13 @@ class EventStream(Response):
             async with cancelled_by_hang_up(self._request):
                 status = await self._serve(scope, receive, send)
         except (ClientDisconnect, OSError):
-            self._server.metrics.hang_ups.inc()
+            self._metrics.hang_ups.inc()
         finally:
             self.on_end(status)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> int:
         try:
-            async with self._server.places.taken(len(self._questions)):
+            async with self._places.taken(len(self._questions)):
                 answers = await self._tell(send)
         except ApiError as refused:
             error = refused
@@ -77,7 +86,7 @@ class EventStream(Response):
             error = ApiError(500, "The server failed; its log says more.", code="internal_error")
         else:
             prompt_tokens = len(self._questions[0].prompt.student)
-            self._server.metrics.add(answers, prompt_tokens)
+            self._metrics.add(answers, prompt_tokens)
             await self._send(send, self._form.closing(answers, prompt_tokens), is_last=True)
             return 200
         if not self._is_open:
@@ -98,7 +107,7 @@ class EventStream(Response):
 
             return hear
 
-        pair = self._server.pair
+        pair = self._pair
         tasks = [
             asyncio.ensure_future(answer(question, pair.student, pair.teacher, listener(index)))
             for index, question in enumerate(self._questions)
@@ -121,12 +130,12 @@ class EventStream(Response):
                 events += [self._form.ending(index, running.pop(index).result()) for index in ended]
                 if told and not self._has_text:
                     self._has_text = True
-                    self._server.metrics.first_token.observe(time.perf_counter() - self._started)
+                    self._metrics.first_token.observe(time.perf_counter() - self._started)
                 await self._send(send, "".join(events))
         return [task.result() for task in tasks]
 
     async def _send(self, send: Send, text: str, is_last: bool = False):
-        async with asyncio.timeout(self._server.limits.client_timeout_s):
+        async with asyncio.timeout(self._limits.client_timeout_s):
             if not self._is_open:
                 self._is_open = True
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -1,25 +1,22 @@
 """A bonus on the entropy of n: which tokens of a batch hold the digits of a call's n, and how uncertain the student was.
 
-Stands beside `adapter.py`: it touches TRL's undocumented loss, held by tests/test_trl_contract.py. Can go when TRL lets a
+Touches TRL's undocumented loss, held by tests/test_trl_contract.py. Can go when TRL lets a
 bonus act on chosen tokens; its own `entropy_coef` acts on all.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
+from trl import GRPOTrainer
 
-from ..command import CallSyntax
+from ..call_syntax import CallSyntax
 from ..vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from .grpo import RelayGRPOTrainer
 
 
 @contextmanager
-def kept_entropies(trainer: "RelayGRPOTrainer") -> Iterator[list[torch.Tensor]]:
+def kept_entropies(trainer: GRPOTrainer) -> Iterator[list[torch.Tensor]]:
     """Keeps the entropies that a `_compute_loss` inside works out, shape (rollouts, T), with their gradient."""
     kept: list[torch.Tensor] = []
     compute = trainer._get_per_token_logps_and_entropies

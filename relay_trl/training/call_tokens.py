@@ -2,7 +2,7 @@
 
 import torch
 
-from ..command import CallSyntax
+from ..call_syntax import CallSyntax
 
 
 def add_call_tokens(tokenizer, syntax: CallSyntax) -> int:

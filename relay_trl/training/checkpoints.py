@@ -1,7 +1,7 @@
 """Checkpoints to go on from: which are whole, which fit this run, and whether there is room to write them.
 
 Owns the file that marks a checkpoint as whole and what `resume_from_checkpoint` means. Writing weights, optimizer and
-random state is transformers'; what a resumed run draws is fixed by its seed and step (`adapter.rollout_seed`).
+random state is transformers'; what a resumed run draws is fixed by its seed and step (`rollouts.rollout_seed`).
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..record import write_atomically
+from ..run_files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from trl import GRPOConfig, SFTConfig
 from ..engines.base import Sampling
 from ..options import PromptFields, TeacherFields, broken_groups
 from ..redaction import RedactedArguments
-from ..relay import RelayConfig
+from ..relay import RelayRules
 from ..rewards import check_options, load_function, load_reward
 
 
@@ -174,9 +174,9 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
                 f"can go on only from between two draws; set save_steps to a multiple of {steps}."
             )
 
-    def relay_config(self) -> RelayConfig:
+    def relay_config(self) -> RelayRules:
         """The rules of this run's rollouts."""
-        return RelayConfig(
+        return RelayRules(
             max_completion_tokens=self.max_completion_length,
             syntax=self.syntax,
             max_calls=self.max_calls if self.teacher else 0,

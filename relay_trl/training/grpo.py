@@ -1,6 +1,6 @@
 """GRPO over relayed rollouts: TRL's trainer with our rollouts, group rewards on the global batch, and our metrics.
 
-Owns what happens between a batch of prompts and TRL's advantages. Touches of undocumented TRL are in `adapter.py`.
+Owns what happens between a batch of prompts and TRL's advantages. Touches of undocumented TRL are in `rollouts.py` and `student_engine.py`.
 """
 
 import time
@@ -16,23 +16,21 @@ from transformers import ProgressCallback, set_seed
 from trl import GRPOTrainer
 
 from ..engines.base import Engine
-from ..grading import Grader
-from ..lost import LimitedWaiting
+from ..grading.grader import Grader
 from ..prompts import PromptBuilder
 from ..rewards import difficulty, load_function, load_reward
-from ..rollouts import RolloutWriter
+from ..rollout_files import RolloutWriter
 from ..vocabulary import Vocabulary
-from . import adapter
 from .call_entropy import kept_entropies, mean_entropy, number_mask
+from .callbacks import LimitedWaiting, RecordingCallback, RelayProgressCallback
 from .config import RelayGRPOConfig
 from .guard import Guard, Suspect, flat_groups
-from .lora import check_sharding
+from .lora import check_sharding, give_bias
 from .metrics import FACTS, facts, summarize
 from .profile import StepProfiler
-from .progress import RelayProgressCallback
-from .recording import RecordingCallback
+from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
-from .sharding import give_bias, vllm_names
+from .student_engine import engine_options, student_engine, sync_weights_on_cpu, vllm_names
 
 # TRL warns that this may change: it is pinned, and tests/test_trl_contract.py holds what we rely on.
 warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
@@ -82,7 +80,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self._counter = (None, 0)  # generation batches seen at one place of the run
         check_sharding(kwargs.get("peft_config"), args)
         set_seed(args.seed)  # a fresh adapter is drawn before transformers seeds
-        with adapter.engine_options(args, model):
+        with engine_options(args, model):
             super().__init__(
                 model=model,
                 reward_funcs=[_group_reward_column(args.reward), *named, *(extra_rewards or ())],
@@ -97,7 +95,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         if self.use_vllm:
             vllm_names(self.vllm_generation)
         builder = PromptBuilder(self._tokenizer, teacher, **args.prompt_options())
-        self.rollouts = adapter.Rollouts(builder, args.relay_config(), teacher)
+        self.rollouts = Rollouts(builder, args.relay_config(), teacher)
         self._vocabulary = Vocabulary(self._tokenizer)
         self.grader = Grader(args.answer_marker, args.grading_time_limit_s)
         ranks = self.accelerator.process_index, self.accelerator.num_processes
@@ -112,7 +110,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(RelayProgressCallback)
         if self.use_vllm and self.vllm_mode == "colocate" and self.accelerator.device.type == "cpu":
-            adapter.sync_weights_on_cpu(self)
+            sync_weights_on_cpu(self)
 
     @property
     def _mode(self) -> str:
@@ -124,15 +122,15 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         batch = self._counter[1] + 1 if self._counter[0] == place else 0
         self._counter = (place, batch)
         first = self.accelerator.process_index * len(prompts)
-        seeds = [adapter.rollout_seed(self.args.seed, *place, batch, first + i) for i in range(len(prompts))]
+        seeds = [rollout_seed(self.args.seed, *place, batch, first + i) for i in range(len(prompts))]
         started = time.perf_counter()
-        with adapter.student_engine(self, self._engines) as student:
+        with student_engine(self, self._engines) as student:
             traces = self.rollouts.run(prompts, seeds, student)
         self._rollout_s = time.perf_counter() - started
-        return adapter.to_trl(traces, has_logprobs=self.use_vllm)
+        return to_trl(traces, has_logprobs=self.use_vllm)
 
     def _get_train_sampler(self, dataset=None):
-        return adapter.EpochSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
@@ -162,7 +160,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         """TRL's matrix of rewards, shape (rollouts of the global batch, reward functions), with the group reward in its
         first column and NaN for rollouts without a teacher's answer.
         """
-        traces = [row[adapter.TRACE_COLUMN] for row in inputs]
+        traces = [row[TRACE_COLUMN] for row in inputs]
         started, timeouts = time.perf_counter(), self.grader.timeouts
         correct = self.grader.grade([trace.answer for trace in traces], [row["answer"] for row in inputs])
         for row, trace, is_correct in zip(inputs, traces, correct, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..rollouts import FOLDER
+from ..rollout_files import FOLDER
 from ..trace import StopReason, Trace
 
 logger = logging.getLogger(__name__)

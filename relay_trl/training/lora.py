@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils.other import TrainableTokensWrapper
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from trl import ModelConfig, get_peft_config
 
-from ..command import CallSyntax
+from ..call_syntax import CallSyntax
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -137,3 +138,12 @@ def save_merged(folder: str | Path, output_dir: str | Path, dtype: str | torch.d
     model, tokenizer = load_merged(folder, dtype, **kwargs)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+
+
+def give_bias(model: torch.nn.Module):
+    """Lets TRL's fused head read the bias of a head whose rows for added tokens an adapter trains: peft's wrapper gives the
+    merged weight and no bias. Can go when peft's `TrainableTokensWrapper` has a bias.
+    """
+    for module in model.modules():
+        if isinstance(module, TrainableTokensWrapper) and isinstance(module.original_module, torch.nn.Linear):
+            module.bias = module.original_module.bias

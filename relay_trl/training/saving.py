@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from .. import hub
 from ..data.registry import SOURCES
+from ..hub.model_card import write_model_card
 from ..options import PromptFields
+from ..relay_config import RelayRecord, origin_of
 from . import checkpoints
 from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_merged
 
@@ -45,25 +46,25 @@ class RelaySavingMixin(_Trainer):
     _is_merged = False
 
     @cached_property
-    def _record(self) -> hub.RelayRecord:  # once, for the repository's commit may move while the run goes on
+    def _record(self) -> RelayRecord:  # once, for the repository's commit may move while the run goes on
         args: PromptFields = self.args
         values = {name: getattr(args, name) for name in _SHARED if hasattr(args, name)}
-        return hub.RelayRecord(
+        return RelayRecord(
             **values,
             chat_template_kwargs=args.prompt_options()["chat_template_kwargs"],
-            student_base=hub.origin_of(self.model.config._name_or_path),
+            student_base=origin_of(self.model.config._name_or_path),
             stage=self._stage,
             training_set=self.training_set,
             seed=args.seed,
         )
 
-    def relay_record(self) -> hub.RelayRecord:
+    def relay_record(self) -> RelayRecord:
         """Everything that a user of the student must know, as of now."""
         return replace(self._record, steps=self.state.global_step)
 
     def _write_card(self, folder: str, model_name: str | None = None, dataset_name: str | None = None, tags=()):
         name = dataset_name or self.training_set
-        hub.write_model_card(
+        write_model_card(
             folder,
             self.relay_record(),
             model_name,

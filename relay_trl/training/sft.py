@@ -6,12 +6,11 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTTrainer
 
-from ..lost import LimitedWaiting
 from ..vocabulary import Vocabulary
+from .callbacks import LimitedWaiting
 from .config import RelaySFTConfig
-from .lora import check_sharding
+from .lora import check_sharding, give_bias
 from .saving import RelaySavingMixin
-from .sharding import give_bias
 
 
 class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):

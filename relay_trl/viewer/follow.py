@@ -1,13 +1,13 @@
 """A run as the viewer holds it: its newest rollouts and its figures, kept up with the files.
 
-Owns what is held in memory and in which pieces a page gets it. The files are `rollouts.py`'s.
+Owns what is held in memory and in which pieces a page gets it. The files are `rollout_files.py`'s.
 """
 
 import threading
 from pathlib import Path
 from typing import Any
 
-from ..rollouts import RolloutReader
+from ..rollout_files import RolloutReader
 
 FIRST = 60  # groups of the first answer: enough for a screen, so that it is there at once
 MOST = 400  # groups of any other answer

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from .follow import FollowedRun
-from .page import render_watch_page
+from .watch_page import render_watch_page
 
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 

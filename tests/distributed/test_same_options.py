@@ -15,8 +15,9 @@ pytestmark = pytest.mark.distributed
 SCRIPT = """
 import os
 from torch import distributed
-from relay_trl.cli import check_launch, run
-from relay_trl.options import DataConfig
+from relay_trl.launch import check_launch
+from relay_trl.cli import run
+from relay_trl.data.config import DataConfig
 
 def main():
     distributed.init_process_group("gloo")

@@ -23,7 +23,7 @@ from test_sft_trainer import sft_config, warmup_rows  # noqa: E402
 from trainers_for_tests import SYNTAX, grpo_config, grpo_trainer, load_student, load_tokenizer, rows  # noqa: E402
 
 from relay_trl.cli import end_process  # noqa: E402
-from relay_trl.rollouts import RolloutReader  # noqa: E402
+from relay_trl.rollout_files import RolloutReader  # noqa: E402
 from relay_trl.training import RelaySFTTrainer  # noqa: E402
 from relay_trl.training.lora import lora_config  # noqa: E402
 

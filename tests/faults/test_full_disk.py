@@ -9,11 +9,11 @@ from scripted_relay import LETTERS, scripted
 from trainers_for_tests import are_equal, grpo_config, grpo_trainer, in_turn, weights_of
 from transformers import TrainerCallback
 
-from relay_trl.evaluation.answers import AnswerFile, read_run
+from relay_trl.evaluation.answer_files import AnswerFile, read_run
 from relay_trl.evaluation.methods import load_methods
 from relay_trl.evaluation.runner import Problems, evaluate
-from relay_trl.grading import Grader
-from relay_trl.relay import RelayConfig, RelayPrompt
+from relay_trl.grading.grader import Grader
+from relay_trl.relay import RelayPrompt, RelayRules
 
 MIXED = ("right", "call, right", "wrong", "call, wrong")
 
@@ -76,7 +76,7 @@ def answer_all(path, problems):
     student = scripted(LETTERS)
     student._script = turn
     with Grader() as grader, AnswerFile(path, {"seed": 0}) as answers:
-        evaluate(load_methods(["student"]), problems, student, None, RelayConfig(), grader, answers, has_progress=False)
+        evaluate(load_methods(["student"]), problems, student, None, RelayRules(), grader, answers, has_progress=False)
     return student.contexts
 
 

@@ -22,16 +22,16 @@ from scripted_relay import LETTERS, scripted
 from serving_for_tests import pair_of, serving
 from trl import ModelConfig
 
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.cli import EXPECTED, RecipeParser
-from relay_trl.command import CallSyntax
+from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_ungradable, load_rows
 from relay_trl.engines.base import EngineError, FinishReason, Generation
 from relay_trl.engines.events import stream_answer
 from relay_trl.engines.replies import Replies
 from relay_trl.engines.scripted import ScriptedEngine
-from relay_trl.grading import Grader, final_answer
-from relay_trl.options import DataConfig
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.grading.grader import Grader, final_answer
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.trace import Author, StopReason
 from relay_trl.training import RelayGRPOConfig, RelaySFTConfig
 from relay_trl.vocabulary import Vocabulary
@@ -137,7 +137,7 @@ def test_a_rollout_of_any_tokens_at_all_keeps_its_books(name):
         turns = [[chance.randrange(vocabulary.size) for _ in range(chance.randrange(30))] for _ in range(4)]
         student = speaker([turn + call * chance.randrange(2) + [eos] for turn in turns])
         teacher = speaker([turn or [1] for turn in reversed(turns)])
-        config = RelayConfig(max_completion_tokens=60)
+        config = RelayRules(max_completion_tokens=60)
         trace = asyncio.run(relay(RelayPrompt([1, 2], [1, 2]), student, teacher, config, seed=seed))
         assert trace.num_tokens == len(trace.loss_mask) == len(trace.logprobs) == len(trace.completion_ids) <= 60, seed
         authors = [span.author is Author.STUDENT for span in trace.spans for _ in span.ids]

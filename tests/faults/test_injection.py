@@ -14,7 +14,7 @@ import tokenizers_for_tests as kinds
 
 from relay_trl.engines.base import FinishReason, Generation, Sampling
 from relay_trl.prompts import PromptBuilder
-from relay_trl.relay import RelayConfig, relay
+from relay_trl.relay import RelayRules, relay
 from relay_trl.trace import Author, StopReason
 from relay_trl.vocabulary import Vocabulary
 
@@ -92,7 +92,7 @@ def try_it(attempt, pair, teacher_ends=False, **config):
     builder = PromptBuilder(mine.tokenizer, teacher, system=system)
     problem = attempt.get("messages") or (attempt["text"] if where == "prompt" else "1+1=")
     prompt = builder.build(problem)
-    config = RelayConfig(max_completion_tokens=4000, max_calls=5, **config)
+    config = RelayRules(max_completion_tokens=4000, max_calls=5, **config)
     return asyncio.run(relay(prompt, student, teacher, config)), student, teacher
 
 

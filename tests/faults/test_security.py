@@ -15,7 +15,7 @@ import yaml
 from test_openai_engine import Server
 from trainers_for_tests import PAIR, grpo_config, grpo_trainer, in_turn, student_folder
 
-from relay_trl.cli import check_model
+from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import load_engine, load_vocabulary
 from relay_trl.engines.transformers import TransformersEngine
 from relay_trl.training import RelayGRPOConfig

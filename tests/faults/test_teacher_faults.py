@@ -29,7 +29,7 @@ from relay_trl.data.arithmetic import problems
 from relay_trl.engines.base import Sampling
 from relay_trl.engines.loading import load_engine, load_vocabulary
 from relay_trl.prompts import PromptBuilder
-from relay_trl.relay import RelayConfig, relay
+from relay_trl.relay import RelayRules, relay
 from relay_trl.rewards import difficulty_aware
 from relay_trl.trace import Author, Outcome, StopReason
 from relay_trl.vocabulary import Vocabulary
@@ -58,7 +58,7 @@ def roll_out(teacher):
     tokenizer = load_tokenizer()
     student = PlannedStudent(tokenizer, lambda problem, seed: "call, right")
     builder = PromptBuilder(tokenizer, teacher)
-    config = RelayConfig(max_completion_tokens=60, teacher=Sampling(temperature=0.0))
+    config = RelayRules(max_completion_tokens=60, teacher=Sampling(temperature=0.0))
 
     async def all_of_them():
         try:

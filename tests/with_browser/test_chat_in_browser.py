@@ -7,7 +7,8 @@ from serving_for_tests import pair_of
 
 from relay_trl.costs import ModelCosts, PriceTable, Usage, with_prices
 from relay_trl.engines.base import EngineError
-from relay_trl.serving.app import Limits, RelayServer
+from relay_trl.serving.app import RelayServer
+from relay_trl.serving.limits import Limits
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -3,8 +3,8 @@
 import pytest
 from test_report import answer, log, student, teacher
 
-from relay_trl.evaluation.answers import Run
-from relay_trl.evaluation.report import write_report
+from relay_trl.evaluation.answer_files import Run
+from relay_trl.evaluation.report.write import write_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

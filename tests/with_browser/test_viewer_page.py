@@ -7,7 +7,7 @@ from made_up_run import SIZE, write_group, write_run
 from served import served
 
 from relay_trl.__main__ import main
-from relay_trl.rollouts import RolloutReader
+from relay_trl.rollout_files import RolloutReader
 from relay_trl.viewer.follow import FollowedRun
 from relay_trl.viewer.server import watch_app
 

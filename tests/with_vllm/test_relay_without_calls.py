@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from relay_trl.engines.base import Sampling
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.trace import StopReason
 
 pytestmark = pytest.mark.vllm
@@ -30,7 +30,7 @@ def written_by_vllm(engine, contexts, sampling):
 @pytest.mark.parametrize("max_calls", [0, 3], ids=["calls_off", "no_call_made"])
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_a_relay_without_calls_is_what_vllm_writes(vllm_engine, sampling, max_calls):
-    config = RelayConfig(max_completion_tokens=MAX_TOKENS, max_calls=max_calls, student=sampling)
+    config = RelayRules(max_completion_tokens=MAX_TOKENS, max_calls=max_calls, student=sampling)
     contexts = [vllm_engine.vocabulary.encode(prompt) for prompt in PROMPTS]
 
     async def rollouts():

@@ -6,11 +6,11 @@ import os
 
 import pytest
 
-from relay_trl.command import CallSyntax
+from relay_trl.call_syntax import CallSyntax
 from relay_trl.engines.base import EngineError, FinishReason, Sampling
 from relay_trl.engines.loading import load_engine
 from relay_trl.engines.openai import OpenAIEngine
-from relay_trl.relay import RelayConfig, RelayPrompt, relay
+from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.trace import Author, Outcome
 from relay_trl.vocabulary import Vocabulary
 
@@ -304,7 +304,7 @@ class Calling:
 
 
 def test_a_relay_is_the_same_with_a_teacher_here_or_behind_http(vllm_engine, teacher, prompt_ids):
-    config = RelayConfig(max_completion_tokens=80, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
+    config = RelayRules(max_completion_tokens=80, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
     student = Calling(vllm_engine, config.syntax)
     prompts = [prompt_ids + vllm_engine.vocabulary.encode(f"{n} ") for n in range(6)]
 
@@ -321,7 +321,7 @@ def test_a_relay_is_the_same_with_a_teacher_here_or_behind_http(vllm_engine, tea
 
 
 def test_a_turn_computes_what_is_new_and_at_most_one_block_more(vllm_engine, teacher, prompt_ids):
-    config = RelayConfig(max_completion_tokens=200, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
+    config = RelayRules(max_completion_tokens=200, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
     prompt = prompt_ids + vllm_engine.vocabulary.encode("the sum of ab and 10 is so " * 12)
     turns = {"student": [], "teacher": []}
 

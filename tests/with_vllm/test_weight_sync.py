@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from relay_trl.training.sharding import give_bias
+from relay_trl.training.lora import give_bias
 
 pytestmark = pytest.mark.vllm
 
@@ -63,7 +63,7 @@ def update(trainer, seed):
 
 def largest_difference(trainer):
     """Between the logprobs that the engine reports for what it samples and those that the trainer computes."""
-    from relay_trl.training.adapter import student_engine
+    from relay_trl.training.rollouts import student_engine
 
     trainer.vllm_generation.sync_weights()
     with student_engine(trainer, trainer._engines) as student:

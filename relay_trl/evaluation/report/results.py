@@ -1,0 +1,192 @@
+"""A whole result: all summaries with what they say against one another, the macro average, and paired comparisons.
+
+Owns which answers are compared with which. The formulas are `statistics.py`'s; how it is all shown is `report.py`'s
+business.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...costs import NO_PRICES, PriceTable, fill_parameters
+from ...data.registry import PAPER_SIX
+from ..answer_files import Answer, Run
+from .statistics import Comparison, compare, headline, interval_of, resampled_means
+from .summaries import Cell, Summary, mean, problem_of, summarize_group, summarize_method
+
+NEEDS = ("student solves it", "only the teacher does", "neither does")
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a report shows.
+
+    Args:
+        summaries (`list[Summary]`): in the order in which the answers come; macro averages last.
+        comparisons (`list[tuple[str, str, str, Comparison]]`): benchmark, label, label of what it is compared with.
+    """
+
+    summaries: list[Summary]
+    comparisons: list[tuple[str, str, str, Comparison]]
+
+
+def summarize(runs: Iterable[Run], seed: int = 0, prices: PriceTable = NO_PRICES) -> list[Summary]:
+    """One summary per run, benchmark and method, in the order in which they come, and one per method for the macro average
+    where there are several benchmarks. See [`evaluate_runs`].
+    """
+    return evaluate_runs(runs, seed, prices).summaries
+
+
+def evaluate_runs(runs: Iterable[Run], seed: int = 0, prices: PriceTable = NO_PRICES) -> Results:
+    """Summaries and paired comparisons.
+
+    Gap recovered and cost reduction are measured against the first `student` and the first `teacher` of the same
+    benchmark, in whichever run: put the untrained student's run first. Compared is the first `relay` with every other
+    method of its benchmark.
+
+    Args:
+        runs (`Iterable[Run]`): files read by [`~evaluation.answers.read_run`].
+        seed (`int`, defaults to `0`): of the bootstrap.
+        prices ([`PriceTable`]): parameters of models in local folders are counted where it has none.
+
+    Raises:
+        ValueError: two runs have one name.
+    """
+    runs = list(runs)
+    names = [run.name for run in runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two runs are called {twice!r}; give each its own name (NAME=FOLDER on the command line).")
+    cells = []
+    for run in runs:
+        filled = fill_parameters(prices, run.settings.get("student"), run.settings.get("teacher"))
+        groups: dict[tuple[str, str], list[Answer]] = {}
+        for answer in run.answers:
+            groups.setdefault((answer.benchmark, answer.method), []).append(answer)
+        cells += [summarize_method(run, *key, answers, seed, filled) for key, answers in groups.items()]
+    for cell, summary in zip(cells, with_distinct_labels([cell.summary for cell in cells]), strict=True):
+        cell.summary = summary
+    rounds = {}
+    for cell in cells:
+        cell.summary, rounds[id(cell)] = _with_references(cell, cells, seed)
+    averages = _averages(cells, rounds)
+    return Results([*(cell.summary for cell in cells), *averages], _comparisons(cells, seed))
+
+
+def with_distinct_labels(summaries: list[Summary]) -> list[Summary]:
+    """The summaries with the run's name in front of labels that stand twice in a benchmark."""
+    names = [(summary.benchmark, summary.label) for summary in summaries]
+    return [
+        replace(summary, label=f"{summary.run}: {summary.label}") if names.count(name) > 1 else summary
+        for summary, name in zip(summaries, names, strict=True)
+    ]
+
+
+def _first(cells: Sequence[Cell], benchmark: str, method: str) -> Cell | None:
+    found = (cell for cell in cells if cell.summary.benchmark == benchmark and cell.summary.method == method)
+    return next((cell for cell in found if cell.answers), None)
+
+
+def _with_references(cell: Cell, cells: list[Cell], seed: int) -> tuple[Summary, tuple | None]:
+    """The summary with what student and teacher alone say about it, and means and resampled means for the averages."""
+    student = _first(cells, cell.summary.benchmark, "student")
+    teacher = _first(cells, cell.summary.benchmark, "teacher")
+    if student is None or teacher is None or not cell.answers:
+        return cell.summary, None
+    common = [problem for problem in cell.table if problem in student.table and problem in teacher.table]
+    if not common:
+        return cell.summary, None
+    solved = [(student.score(problem), teacher.score(problem)) for problem in common]
+    needs = {
+        p: NEEDS[0 if own >= 0.5 else 1 if other >= 0.5 else 2] for p, (own, other) in zip(common, solved, strict=True)
+    }
+    groups: dict[str, list[Answer]] = {}
+    for answer in cell.answers:
+        if problem_of(answer) in needs:
+            groups.setdefault(needs[problem_of(answer)], []).append(answer)
+    summary = replace(cell.summary, by_need={name: summarize_group(groups[name]) for name in NEEDS if name in groups})
+    table = np.array([[cell.score(p), *both, *cell.table[p][2:]] for p, both in zip(common, solved, strict=True)])
+    means, rounds = table.mean(axis=0), resampled_means(table, seed=seed)
+    if cell is not student and cell is not teacher:
+        found = headline(means, rounds)
+        summary = replace(
+            summary,
+            gap_recovered=found.gap,
+            gap_interval=found.gap_interval,
+            cost_reduction=found.reduction,
+            reduction_interval=found.reduction_interval,
+        )
+    return summary, (means, rounds)
+
+
+def _averages(cells: list[Cell], rounds: dict) -> list[Summary]:
+    """The macro average over the benchmarks, of each label that has answers to all of them."""
+    benchmarks = list(dict.fromkeys(cell.summary.benchmark for cell in cells))
+    benchmarks = list(PAPER_SIX) if set(PAPER_SIX) <= set(benchmarks) else benchmarks
+    if len(benchmarks) < 2:
+        return []
+    averages = []
+    for label in dict.fromkeys(cell.summary.label for cell in cells):
+        own = [c for c in cells if c.summary.label == label and c.summary.benchmark in benchmarks and c.answers]
+        if len(own) != len(benchmarks):
+            continue
+        parts = [cell.summary for cell in own]
+        known = [rounds[id(cell)] for cell in own if rounds[id(cell)] is not None]
+        averages.append(_average(parts, known, f"average of {len(benchmarks)}"))
+    return averages
+
+
+def _average(parts: list[Summary], known: list[tuple], name: str) -> Summary:
+    first = parts[0]
+
+    def over_parts(attribute: str) -> float:
+        return mean(getattr(part, attribute) for part in parts)
+
+    average = Summary(
+        *(first.run, name, first.method, first.label),
+        problems=sum(part.problems for part in parts),
+        answers=sum(part.answers for part in parts),
+        failures=sum(part.failures for part in parts),
+        accuracy=over_parts("accuracy"),
+        teacher_share=over_parts("teacher_share"),
+        token_share=over_parts("token_share"),
+        call_rate=over_parts("call_rate"),
+        calls_per_answer=over_parts("calls_per_answer"),
+    )
+    if len(known) < len(parts):
+        return average
+    # Benchmarks are drawn apart from one another: their rounds are put together in another order for each.
+    shuffled = [np.roll(part[1], 1009 * k, axis=0) for k, part in enumerate(known)]
+    together = np.mean(shuffled, axis=0)
+    found = interval_of(together[:, 0])
+    average = replace(average, low=found[0], high=found[1]) if found else average
+    if first.method in ("student", "teacher") and first.gap_recovered is None:
+        return average
+    # The share of tokens is averaged over benchmarks, as accuracy is, so that a long benchmark weighs no more.
+    share = np.mean([part[:, 3] / np.maximum(part[:, 4], 1e-9) for part in shuffled], axis=0)
+    means = np.mean([part[0] for part in known], axis=0)
+    means[3:] = average.token_share, 1.0
+    found = headline(means, np.column_stack([together[:, :3], share, np.ones_like(share)]))
+    return replace(
+        average,
+        gap_recovered=found.gap,
+        gap_interval=found.gap_interval,
+        cost_reduction=found.reduction,
+        reduction_interval=found.reduction_interval,
+    )
+
+
+def _comparisons(cells: list[Cell], seed: int) -> list[tuple[str, str, str, Comparison]]:
+    found = []
+    for benchmark in dict.fromkeys(cell.summary.benchmark for cell in cells):
+        relay = _first(cells, benchmark, "relay")
+        for other in cells:
+            if relay is None or other is relay or other.summary.benchmark != benchmark:
+                continue
+            common = [problem for problem in relay.table if problem in other.table]
+            if common:
+                scores = [np.array([cell.score(problem) for problem in common]) for cell in (relay, other)]
+                labels = (relay.summary.label, other.summary.label)
+                found.append((benchmark, *labels, compare(scores[0], scores[1], seed)))
+    return found

@@ -1,0 +1,192 @@
+"""A result as people get it: tables for the terminal, Markdown, LaTeX and JSON, and the folder with plots and pages.
+
+Owns formats and files. What the tables say is `tables.py`'s business, the pictures are `plots.py`'s, the pages `pages.py`'s.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from ...costs import NO_PRICES, PriceTable
+from ..answer_files import Run
+from .call_plots import called_answers, plot_difficulty, plot_lengths, plot_places
+from .pages import write_pages
+from .plots import inline_svg, plot_shares, save_figure
+from .results import Results, evaluate_runs
+from .summaries import Summary
+from .tables import Table, all_tables, headline_table, notes, papers_table, results_tables
+from .training_plots import plot_training
+from .verdict import sentences
+
+
+def print_results(summaries: Sequence[Summary], console: Console | None = None) -> None:
+    """Prints the tables in the terminal."""
+    console = console or Console()
+    for table in results_tables(summaries):
+        rich_table = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=0)
+        for i, column in enumerate(table.columns):
+            # A word a line: the whole table has to fit into eighty columns. Only names may be folded.
+            heading = Text(column.replace(" ", "\n"))
+            rich_table.add_column(
+                heading, justify="right" if i else "left", no_wrap=i > 0, overflow="fold", vertical="bottom"
+            )
+        for row in table.rows:
+            # As `Text`: a label may hold what rich would read as markup.
+            rich_table.add_row(*map(Text, row))
+        console.print(Text(f"\n{table.title}", style="bold"))
+        # A terminal too narrow for the numbers breaks lines rather than cut them off.
+        width = max(console.width, Measurement.get(console, console.options, rich_table).minimum)
+        console.print(rich_table, width=width, crop=False, no_wrap=True, overflow="ignore")
+    console.print()
+    for summary in summaries:
+        if summary.failures:
+            console.print(
+                Text(
+                    f"{summary.label}: the teacher failed in {summary.failures} rollouts; run again to ask them again."
+                )
+            )
+
+
+def to_markdown(results: Results) -> str:
+    """Verdict, tables and notes as Markdown."""
+    parts = []
+    verdicts = sentences(results.summaries)
+    if verdicts:
+        parts.append("\n".join(f"- {' '.join(sentence.split())}" for sentence in verdicts))
+    parts += [_markdown_table(table) for table in every_table(results)]
+    parts.append("\n".join(f"- {note}" for note in notes(results.summaries)))
+    return "\n\n".join(parts) + "\n"
+
+
+def every_table(results: Results) -> list[Table]:
+    """All tables, with the headline figures' intervals behind the main ones."""
+    headlines = headline_table(results.summaries)
+    return [*all_tables(results), *([headlines] if headlines else [])]
+
+
+def _markdown_table(table: Table) -> str:
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    lines = [_markdown_row(table.columns), _markdown_row(rule), *map(_markdown_row, table.rows)]
+    return f"**{table.title}**\n\n" + "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u00a0": "~"}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": r"\textless{}", ">": r"\textgreater{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split(" ")))
+
+
+def to_latex(results: Results) -> str:
+    """The paper's table and the one of each benchmark, for a document that uses `booktabs`."""
+    summaries = results.summaries
+    tables = [papers_table(summaries), *results_tables(summaries)]
+    return "\n\n".join(_latex_table(table) for table in tables) + "\n"
+
+
+def _latex_table(table: Table) -> str:
+    def row(cells: Sequence[str]) -> str:
+        return "  " + " & ".join(_latex(re.sub(r"\s*\n\s*", " ", cell)) for cell in cells) + r" \\"
+
+    body = [row(table.columns), r"  \midrule", *map(row, table.rows)]
+    columns = "l" + "r" * (len(table.columns) - 1)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_latex(table.title)}}}",
+            rf"  \begin{{tabular}}{{{columns}}}",
+            r"  \toprule",
+            *body,
+            r"  \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def to_json(results: Results, runs: Sequence[Run] = (), costs: PriceTable = NO_PRICES) -> str:
+    """Summaries, comparisons, the settings of the runs that they come from, and parameters and prices, as JSON."""
+    compared = [
+        {"benchmark": benchmark, "first": first, "second": second, **asdict(comparison)}
+        for benchmark, first, second, comparison in results.comparisons
+    ]
+    data = {
+        "results": [_finite(asdict(summary)) for summary in results.summaries],
+        "comparisons": compared,
+        "settings": {run.name: run.settings for run in runs},
+        "costs": None if costs == NO_PRICES else asdict(costs),
+    }
+    return json.dumps(data, indent=2) + "\n"
+
+
+def _finite(value):
+    """JSON has no infinity: a bound of minus infinity becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if value == float("-inf") else value
+
+
+def write_report(
+    runs: Sequence[Run],
+    output_dir: str | Path,
+    logs: Mapping[str, Sequence[dict]] | None = None,
+    title: str = "Relay evaluation",
+    max_answers: int = 1500,
+    seed: int = 0,
+    costs: PriceTable = NO_PRICES,
+    published: Sequence[Summary] = (),
+) -> list[Summary]:
+    """Writes `results.md`, `results.tex`, `results.json`, the plots as PNG and SVG, `report.html` and the pages of
+    rollouts.
+
+    Args:
+        runs (`Sequence[Run]`): as read by [`read_run`]; the untrained student's first, see [`evaluate_runs`].
+        output_dir (`str` or `Path`): made if it does not exist.
+        logs (`Mapping[str, Sequence[dict]]`, *optional*): log histories by name, see [`plot_training`].
+        title (`str`): of the page.
+        max_answers (`int`, defaults to `1500`): on the pages; whole problems, evenly spaced, are left out beyond it.
+        seed (`int`, defaults to `0`): of the bootstrap.
+        costs ([`PriceTable`]): parameters and prices.
+        published (`Sequence[Summary]`): figures without answers, see [`~evaluation.published.read_published`].
+
+    Returns:
+        `list[Summary]`: what the tables show, for [`print_results`].
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = evaluate_runs(runs, seed, costs)
+    results = Results([*published, *found.summaries], found.comparisons)
+    called = called_answers(runs, found.summaries)
+    figures = {
+        "shares": (plot_shares(results.summaries), "Accuracy against the teacher's share of all tokens"),
+        "difficulty": (plot_difficulty(results.summaries), "Answers that called, by who solves the problem alone"),
+        "lengths": (plot_lengths(called), "Tokens asked for and tokens delivered, by call"),
+        "places": (plot_places(called), "Where in an answer calls happen"),
+        "training": (plot_training(logs or {}), "Accuracy and teacher share over the training steps"),
+    }
+    drawings = []
+    for name, (figure, caption) in figures.items():
+        if figure is not None:
+            *_, svg = save_figure(figure, folder / name)
+            drawings.append((inline_svg(svg, caption), caption))
+    (folder / "results.md").write_text(to_markdown(results), encoding="utf-8")
+    (folder / "results.tex").write_text(to_latex(results), encoding="utf-8")
+    (folder / "results.json").write_text(to_json(results, runs, costs), encoding="utf-8")
+    write_pages(folder, runs, results, every_table(results), drawings, title, max_answers)
+    return results.summaries

@@ -1,0 +1,189 @@
+"""Decides whether an answer is right: finds the final answer in a text and compares it with the gold.
+
+This module owns the extraction of the final answer and the [`Grader`]. What text and plain numbers can settle is
+settled in the calling process by `grading_forms`; the rest goes to math-verify in the worker processes of
+`grading_worker`. What a right or wrong answer is worth is the business of `rewards`.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from relay_trl.grading.forms import compare_cheaply, normalise
+from relay_trl.grading.worker import WorkerPool
+
+# No benchmark has a gold longer than a few hundred characters; what is longer is not worth a parser's time.
+MAX_ANSWER_CHARS = 2_000
+
+_BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:(\{)|([^\s{}$\\]+))|\\.|[{}]", re.DOTALL)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""
+    Finds the last complete box of a text.
+
+    Args:
+        text (`str`):
+            Any text, with or without boxes.
+
+    Returns:
+        `str` or `None`: What stands in the `\boxed{...}` or `\fbox{...}` that *begins* last among those whose braces
+        balance (so the inner one of two nested boxes), or behind a brace-less `\boxed 5`. `None` if there is none.
+    """
+    # One pass with a stack: a search per box would be quadratic in a text of unclosed boxes.
+    stack, best, answer = [], -1, None
+    for token in _BOX_TOKENS.finditer(text):
+        if token[2] is not None:
+            best, answer = token.start(), (token.end(2) - len(token[2]), token.end(2))
+        elif token[1] is not None:
+            stack.append((token.start(), token.end()))
+        elif token[0] == "{":
+            stack.append((-1, -1))
+        elif token[0] == "}" and stack:
+            start, inside = stack.pop()
+            if start > best:
+                best, answer = start, (inside, token.start())
+    return None if answer is None else text[answer[0] : answer[1]].strip()
+
+
+def final_answer(text: str, marker: str | None = None) -> str | None:
+    r"""
+    Finds the final answer of a text.
+
+    Args:
+        text (`str`):
+            What the model wrote.
+        marker (`str`, *optional*):
+            What announces the answer, for instance `"####"`. `None`: the answer is the last box.
+
+    Returns:
+        `str` or `None`: The last box ([`last_boxed`]), or what follows the last `marker` up to the end of that line,
+        stripped. `None` if the text has no box or no marker.
+    """
+    if marker is None:
+        return last_boxed(text)
+    _, found, rest = text.rpartition(marker)
+    return rest.split("\n", 1)[0].strip() if found else None
+
+
+class Grader:
+    r"""
+    Grades answers against golds, with math-verify where text and plain numbers do not settle it.
+
+    Args:
+        marker (`str`, *optional*):
+            What announces the final answer. `None`: the last `\boxed{}`.
+        time_limit_s (`float`, *optional*, defaults to `5.0`):
+            Seconds on a processor that one answer may take, however busy the machine. What takes longer, or kills its
+            worker process, is wrong.
+        workers (`int`, *optional*):
+            Number of worker processes. `None`: one per usable processor, at most 4. They start with the first answer
+            that needs one, and end with [`~Grader.close`] or with this process, at most the time limit later.
+
+    Attributes:
+        timeouts (`int`):
+            Answers that ran into the limit so far, each counted as wrong.
+
+    Raises:
+        `ValueError`: If `marker` is empty or has a line break, or a limit or number of workers is not positive.
+
+    Example:
+        ```python
+        with Grader() as grader:
+            grader.grade([r"so \boxed{\frac{1}{2}}", r"\boxed{3}"], ["0.5", r"3\sqrt{13}"])  # [True, False]
+        ```
+    """
+
+    def __init__(self, marker: str | None = None, time_limit_s: float = 5.0, workers: int | None = None):
+        if marker is not None and (not marker.strip() or "\n" in marker):
+            raise ValueError(f"`marker` is {marker!r}, but must be None (the last box) or visible text on one line.")
+        self.marker = marker
+        self.timeouts = 0
+        self._pool = WorkerPool(time_limit_s, workers)
+
+    def grade(self, texts: Sequence[str], golds: Sequence[str | Sequence[str]]) -> list[bool]:
+        """
+        Grades one text per gold.
+
+        Args:
+            texts (`Sequence[str]`):
+                What the model wrote, (N,).
+            golds (`Sequence[str | Sequence[str]]`):
+                The right answer of each, (N,). Of a list of alternatives any one suffices. A gold that is not gradable
+                matches nothing.
+
+        Returns:
+            `list[bool]`: Whether each text's final answer is right, (N,).
+
+        Raises:
+            `ValueError`: If there are not as many texts as golds.
+        """
+        if len(texts) != len(golds):
+            raise ValueError(f"Got {len(texts)} texts and {len(golds)} golds, but each text needs exactly one gold.")
+        verdicts: list[bool] = []
+        # Rollouts of one prompt often agree, so equal pairs are asked about once.
+        open_pairs: dict[tuple[str, str], bool | None] = {}
+        unsettled: list[tuple[int, list[tuple[str, str]]]] = []
+        for row, (text, gold) in enumerate(zip(texts, golds, strict=True)):
+            answer = final_answer(text, self.marker)
+            verdict, pairs = False, []
+            if answer and len(answer) <= MAX_ANSWER_CHARS:
+                answer = normalise(answer)
+                for alternative in self._alternatives(gold):
+                    settled = compare_cheaply(answer, alternative)
+                    if settled:
+                        verdict = True
+                        break
+                    if settled is None:
+                        pairs.append((answer, alternative))
+            verdicts.append(verdict)
+            if pairs and not verdict:
+                unsettled.append((row, pairs))
+                open_pairs.update(dict.fromkeys(pairs))
+        if unsettled:
+            outcome = dict(zip(open_pairs, self._pool.judge(list(open_pairs)), strict=True))
+            for row, pairs in unsettled:
+                verdicts[row] = any(outcome[pair] for pair in pairs)
+                self.timeouts += not verdicts[row] and any(outcome[pair] is None for pair in pairs)
+        return verdicts
+
+    def is_gradable(self, gold) -> bool:
+        r"""
+        Whether a gold can be matched by any answer at all. Costs no worker.
+
+        Args:
+            gold (`Any`):
+                What a data set gives as the answer of a row.
+
+        Returns:
+            `bool`: `False` for anything but a string or a list of strings, and if no alternative verifies against
+            itself: empty, without a letter or digit, longer than any answer, or torn when written as a final answer
+            (unbalanced braces in a box, a line break behind a marker).
+        """
+        return bool(self._alternatives(gold))
+
+    def _alternatives(self, gold) -> list[str]:
+        """The normalised gradable alternatives of a gold."""
+        golds = [gold] if isinstance(gold, str) else gold
+        if not isinstance(golds, Sequence) or not all(isinstance(one, str) for one in golds):
+            return []
+        return [normalise(one) for one in golds if _survives(one, self.marker)]
+
+    def close(self) -> None:
+        """Ends the worker processes. A later `grade` starts new ones."""
+        self._pool.close()
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+@lru_cache(maxsize=4096)
+def _survives(gold: str, marker: str | None) -> bool:
+    """Whether a gold, written down as a final answer, is found again and equals itself."""
+    if len(gold) > MAX_ANSWER_CHARS or not any(c.isalnum() for c in gold):
+        return False
+    answer = final_answer(rf"\boxed{{{gold}}}" if marker is None else f"{marker} {gold}", marker)
+    return answer is not None and compare_cheaply(normalise(answer), normalise(gold)) is True

@@ -1,0 +1,120 @@
+"""The card of a data set that is pushed: warm-up answers with calls put in, or problems that a teacher can solve.
+
+Owns its words and its metadata for the Hub. It uploads nothing; `hub/upload.py` does.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from datasets import Dataset, load_dataset
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from ..redaction import redact
+
+LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_LONGEST = 400  # characters of a value in the example
+
+COLUMNS = {
+    "prompt": "the problem, as it stands in its source",
+    "problem": "the problem",
+    "answer": "the gold answer",
+    "completion": "the student's own answer, with calls put in at random places",
+    "prompt_ids": "token ids of the prompt, in the student's vocabulary",
+    "completion_ids": "token ids of the completion: the student's as sampled, and those of the commands",
+    "calls": "commands in the completion",
+}
+"""What the columns of our own files hold."""
+
+
+def read_rows(path: str | Path) -> Dataset:
+    """The rows of a file that can be pushed as a data set.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another kind, cannot be read, or is empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"data: the file {path} does not exist.")
+    if path.suffix not in LOADERS:
+        raise ValueError(f"data is {str(path)!r}; it must be one of {', '.join(LOADERS)}.")
+    try:
+        rows = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
+    except Exception as error:  # the readers of `datasets` fail in many ways
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]} ({reason}).") from error
+    if not len(rows):
+        raise ValueError(f"{path} has no rows.")
+    return rows
+
+
+def write_dataset_card(
+    folder: str | Path,
+    rows: Dataset,
+    repo_id: str,
+    file_name: str,
+    licence: str | None = None,
+    source: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes README.md into `folder`.
+
+    Args:
+        folder (`str` or `Path`).
+        rows ([`~datasets.Dataset`]): what is pushed.
+        repo_id (`str`): where to.
+        file_name (`str`): of the rows in the repository.
+        licence (`str`, *optional*): the Hub's identifier.
+        source (`str`, *optional*): Hub id or name of what the rows were made from.
+        settings (`dict`, *optional*): of the recipe that made them; secrets are left out.
+
+    Returns:
+        `Path`: README.md.
+    """
+    names = rows.column_names
+    is_warmup = "completion_ids" in names
+    metadata = DatasetCardData(
+        license=licence,
+        task_categories=["text-generation"],
+        size_categories=[next((size for limit, size in _SIZES if len(rows) < limit), "n>1M")],
+        source_datasets=[source] if source and source.count("/") == 1 and not Path(source).exists() else None,
+        tags=["relay-trl", "warm-up" if is_warmup else "filtered"],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": file_name}]}],
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("relay_trl", "hub"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("dataset_card.md.j2").render(
+        card_data=metadata.to_yaml(),
+        name=repo_id.rpartition("/")[2],
+        repo_id=json.dumps(repo_id),
+        is_warmup=is_warmup,
+        num_rows=f"{len(rows):,}",
+        num_calls=f"{sum(rows['calls']):,}" if "calls" in names else None,
+        columns=[(name, COLUMNS.get(name, "-")) for name in names],
+        example=json.dumps({name: _short(value) for name, value in rows[0].items()}, indent=2, ensure_ascii=False),
+        licence=licence,
+        source=redact(source),
+        settings=[(name, json.dumps(value)) for name, value in sorted(redact(dict(settings or {})).items())],
+    )
+    DatasetCard(text)  # reads its own metadata back: better an error here than one from the Hub
+    path = Path(folder) / "README.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > 12 and all(isinstance(item, int) for item in value):
+        return [*value[:12], f"... {len(value)} in all"]
+    # Three backticks in a row would end the block that the example stands in.
+    text = value.replace("```", "'''") if isinstance(value, str) else value
+    return f"{text[:_LONGEST]} ..." if isinstance(text, str) and len(text) > _LONGEST else text

@@ -1,0 +1,133 @@
+"""The processes of a run: whether they know of one another, how they end, and which of them hang or are gone.
+
+Owns the checks of a launch, the end of a process, the limit on waiting on CPUs, where transformers hands `ddp_timeout` to
+nobody, and who is missing once a collective operation has failed. On GPUs NCCL has the limit already, and its own words.
+"""
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any
+
+from torch import distributed
+from torch.distributed import distributed_c10d
+from transformers import TrainingArguments
+
+from .redaction import redact
+
+_TIMEOUT, _CLOSED = "timeout", "closed"
+_WORDS = ("gloo/transport", "application timeout caused pair closure")
+"""What gloo's errors have in them: the file that they come from, or this, where another thread's timeout closed the connection."""
+
+_WAIT_S = 10.0
+"""Seconds in which those that live find their own operation broken, once one of them has."""
+
+
+def check_launch(configs: Iterable[object]):
+    """Refuses a launch whose processes do not know of one another: each would train alone, as rank 0, without a word."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    for config in configs:
+        known = getattr(config, "world_size", launched)
+        if known != launched:
+            raise ValueError(
+                f"{launched} processes were launched, but each sees {known}. On CPUs set use_cpu: true in the recipe's YAML "
+                "(with DeepSpeed: ddp_backend: gloo instead), or launch with --num_processes 1."
+            )
+    if launched > 1 and distributed.is_available() and distributed.is_initialized():
+        for config in configs:
+            if isinstance(config, TrainingArguments):
+                limit_waiting(config.ddp_timeout)
+        _check_same_everywhere(configs)
+
+
+def _check_same_everywhere(configs: Iterable[Any]):
+    """Refuses options that differ from process to process: they would train different models, or wait for ever."""
+    own = {
+        item.name: repr(redact(getattr(config, item.name, None), item.name))
+        for config in configs
+        for item in fields(config)
+        if item.name != "local_rank"
+    }
+    all_of_them: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(all_of_them, own)
+    for name in own:
+        values = [options[name] for options in all_of_them]
+        if len(set(values)) > 1:
+            other = next(rank for rank, value in enumerate(values) if value != values[0])
+            raise ValueError(
+                f"{name} is {values[0]} in process 0 and {values[other]} in process {other}; every process must be given "
+                "the same options."
+            )
+
+
+def limit_waiting(seconds: float):
+    """Ends every operation over gloo that takes longer, in all groups that there are by now."""
+    for group, (backend, _) in list(distributed_c10d._world.pg_map.items()):
+        if "gloo" in str(backend):
+            distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for an operation between processes that failed over gloo, `None` for any other error.
+
+    Every process that comes here says in the store that all share how its operation failed; those that do not within ten
+    seconds are named.
+    """
+    words = str(error).lower()
+    if not any(word in words for word in _WORDS) or not distributed.is_initialized():
+        return None
+    own = _TIMEOUT if "timed out" in words or "timeout" in words else _CLOSED
+    answers: dict[int, str] = {}
+    # A store whose keeper hangs never comes back
+    asking = threading.Thread(target=_ask, args=(own, answers), daemon=True)
+    asking.start()
+    asking.join(_WAIT_S + 5)
+    missing = sorted(set(range(distributed.get_world_size())) - set(answers))
+    if not answers:
+        missing = [0]  # it keeps the store where there is no launcher to do so
+    if not missing:
+        return None
+    who = " and ".join(map(str, missing))
+    if _TIMEOUT in (own, *answers.values()):  # the first that times out closes its connections to the others
+        what = f"No answer from process {who} within ddp_timeout: hung, or at work on one thing for longer than that."
+    else:
+        what = f"Lost process {who}, which ended first; its own words or the system's log say why."
+    return f"{what} resume_from_checkpoint: auto goes on from the newest whole checkpoint."
+
+
+def _ask(kind: str, answers: dict[int, str]):
+    """Says how this process's operation failed, and collects what the others say of theirs."""
+    store, own, size = distributed_c10d._get_default_store(), distributed.get_rank(), distributed.get_world_size()
+    store.set_timeout(timedelta(seconds=_WAIT_S))
+    store.set(f"lost/{own}", kind)
+    limit = time.monotonic() + _WAIT_S
+    while len(answers) < size and time.monotonic() < limit:
+        for rank in set(range(size)) - set(answers):
+            if store.check([f"lost/{rank}"]):
+                answers[rank] = store.get(f"lost/{rank}").decode()
+        time.sleep(0.1)
+
+
+def end_in_order():
+    """Makes a process end with 0 that was told to leave and left: uvicorn raises its signal once more when all has ended."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(0))
+
+
+def end_process(status: int = 0):
+    """Ends one of several processes as soon as what is registered for its end has run.
+
+    A process group that is taken down with the interpreter, or by hand, aborts the process now and then, as threads of gloo
+    are still running.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,1 @@
+"""The stages of a pair as commands, plans with seeds, and tables over seeds."""

@@ -1,0 +1,119 @@
+"""Several seeds of one setting in one row: means, how far the seeds lie apart, and the uncertainty of the problems.
+
+Owns the table and the picture of `recipes/reproduce.py`. The numbers of one run are `summaries.py`'s.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..evaluation.answer_files import Run, read_run
+from ..evaluation.methods import family_of
+from ..evaluation.report.plots import plot_shares, save_figure
+from ..evaluation.report.results import summarize
+from ..evaluation.report.summaries import Summary
+
+COLUMNS = {
+    "accuracy %": "accuracy",
+    "teacher share (rho) %": "teacher_share",
+    "teacher tokens %": "token_share",
+    "answers that call %": "call_rate",
+    "gap recovered %": "gap_recovered",
+    "cost reduction %": "cost_reduction",
+}
+"""Heading and field of [`Summary`]; percentages."""
+
+
+def cell(values: Sequence[float | None], scale: float = 100.0) -> str:
+    """Mean [smallest, largest]; the mean alone where all are equal, and a dash where no seed has a value."""
+    known = [scale * value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = f"{sum(known) / len(known):.1f}"
+    low, high = f"{min(known):.1f}", f"{max(known):.1f}"
+    return mean if low == high else f"{mean} [{low}, {high}]"
+
+
+def pooled(runs: Sequence[Run]) -> Run:
+    """The answers of several seeds as samples of the same problems, so that a bootstrap over problems covers them all.
+
+    Answers are numbered on from seed to seed.
+    """
+    answers, samples = [], 0
+    for run in runs:
+        answers += [replace(answer, sample=samples + answer.sample) for answer in run.answers]
+        samples += 1 + max((answer.sample for answer in run.answers), default=-1)
+    return replace(runs[0], answers=answers)
+
+
+def write_results(folder: str | Path, names: Iterable[str], seeds: Sequence[int], notes: str = ""):
+    """Writes `results.md` ([`seeds_table`], then `notes`) and `shares.svg` of the finished evaluations in
+    `<folder>/evaluation`: `ends`, and `<name>_seed_<seed>` where it is there.
+    """
+    groups: dict[str, list[Run]] = {}
+    for name in names:
+        for seed in seeds:
+            path = Path(folder, "evaluation", f"{name}_seed_{seed}")
+            if (path / "results.json").exists():
+                groups.setdefault(name, []).append(read_run(path))
+    table, whole = seeds_table(groups, [read_run(Path(folder, "evaluation", "ends"))])
+    Path(folder, "results.md").write_text(f"{table}\n{notes}", encoding="utf-8")
+    if (figure := plot_shares(whole)) is not None:
+        save_figure(figure, Path(folder, "shares"))
+
+
+def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> tuple[str, list[Summary]]:
+    """One row per setting and method.
+
+    Args:
+        groups (`Mapping[str, Sequence[Run]]`): the runs of each setting, one per seed, all of the same problems.
+        ends (`Sequence[Run]`): runs of the untrained student and of the teacher, the two ends of the gap, and of what else
+            has no seeds.
+
+    Returns:
+        `tuple[str, list[Summary]]`: the table as Markdown (accuracy as mean [smallest, largest] over seeds, then its
+        bootstrap 95 % interval over problems, all seeds pooled; the other columns as mean [smallest, largest]; median n
+        asked for, seed by seed), and each row with all seeds pooled.
+    """
+    ends_by_name = [replace(run, name=f"end {i}") for i, run in enumerate(ends)]
+    by_seed = {
+        label: [replace(run, name=f"{label} {i}") for i, run in enumerate(runs)] for label, runs in groups.items()
+    }
+    pools = [replace(pooled(runs), name=f"{label} all") for label, runs in by_seed.items()]
+    everything = [*ends_by_name, *(run for runs in by_seed.values() for run in runs), *pools]
+    found = {(summary.run, summary.method): summary for summary in summarize(everything)}
+
+    headings = ["method", "seeds", *COLUMNS, "accuracy, 95 % interval over problems", "median n, each seed"]
+    lines, rows = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)])], []
+    for run in ends_by_name:
+        for method in _methods_of([run]):
+            rows.append(replace(found[run.name, method], label=run.labels.get(method, method)))
+            lines.append(_row([rows[-1].label, "-", *_cells([rows[-1]], rows[-1])]))
+    for label, runs in by_seed.items():
+        methods = _methods_of(runs)
+        for method in methods:
+            of_seeds = [found[run.name, method] for run in runs if (run.name, method) in found]
+            rows.append(replace(found[f"{label} all", method], label=_label(label, method, len(methods))))
+            lines.append(_row([rows[-1].label, str(len(of_seeds)), *_cells(of_seeds, rows[-1])]))
+    return "\n".join(lines) + "\n", rows
+
+
+def _methods_of(runs: Sequence[Run]) -> list[str]:
+    """By name, then those with a number by that; the order of answers in a file is that of their coming."""
+    methods = {answer.method for run in runs for answer in run.answers}
+    return sorted(methods, key=lambda method: (family_of(method) is not None, family_of(method) or (method, 0.0)))
+
+
+def _label(setting: str, method: str, count: int) -> str:
+    """The setting's name says enough where it has one method, the method's where it begins with the setting's."""
+    return setting if count == 1 else method if method.startswith(setting) else f"{setting}: {method}"
+
+
+def _cells(seeds: Sequence[Summary], whole: Summary) -> list[str]:
+    interval = "-" if whole.low is None or whole.high is None else f"{100 * whole.low:.1f}-{100 * whole.high:.1f}"
+    asked = ", ".join("-" if seed.requested is None else f"{seed.requested:g}" for seed in seeds)
+    return [*(cell([getattr(seed, field) for seed in seeds]) for field in COLUMNS.values()), interval, asked]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,178 @@
+"""What survives a kill: whole files or none, rows that a killed run goes on with, and hashes that tell one run from another.
+
+Owns how such files are written and read, not what is in them.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "relay_trl.rows"
+VERSION = 1
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
+_SAMPLED_BLOCKS = 16
+_BLOCK = 65536
+
+
+class ResumableRows:
+    """A file of rows by number, opened for reading and writing. Half a last line, of a run that was killed, is dropped.
+
+    Args:
+        path (`str` or `Path`): created with its folders where it does not exist.
+        settings (`dict`): JSON-ready; everything that the rows depend on.
+        is_read_only (`bool`, defaults to `False`): for a file that another process may be writing: it must exist, and half a
+            last line is left there.
+
+    Raises:
+        ValueError: the file was begun with other settings or by another version, or is no such file.
+    """
+
+    def __init__(self, path: str | Path, settings: dict, is_read_only: bool = False):
+        self.path = Path(path)
+        if not is_read_only:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        header = {"format": FORMAT, "version": VERSION, "settings": json.loads(json.dumps(settings))}
+        self._places: dict[int, int] = {}
+        self._is_read_only = is_read_only
+        self._file = open(self.path, "rb" if is_read_only else "a+b")  # noqa: SIM115  (closed by `close`)
+        try:
+            self._end = self._read(header)
+        except ValueError:
+            self._file.close()
+            raise
+        if self._end == 0 and not is_read_only:
+            self._write(header)
+
+    def _read(self, header: dict) -> int:
+        """Learns the places of all whole lines and cuts off what follows them; returns the file's length."""
+        self._file.seek(0)
+        end = 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                if not self._is_read_only:
+                    logger.warning(
+                        f"{self.path} ended in half a line, from a run that was killed; that row is made again."
+                    )
+                break
+            try:
+                entry = json.loads(line)
+                if number == 1:
+                    self._check(entry, header)
+                else:
+                    self._places[entry["number"]] = end
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.path} is damaged in line {number}; remove it to begin anew.") from error
+            end += len(line)
+        if not self._is_read_only:
+            self._file.truncate(end)
+        return end
+
+    def _check(self, entry: Any, header: dict):
+        if entry["format"] != FORMAT or entry["version"] != VERSION:
+            raise ValueError(
+                f"{self.path} has format {entry['format']} {entry['version']}, this package writes {FORMAT} {VERSION}; remove "
+                "it to begin anew, or use the package that wrote it."
+            )
+        old, new = entry["settings"], header["settings"]
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if names:
+            shown = "; ".join(f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in names)
+            raise ValueError(
+                f"{self.path} is of a run with other settings: {shown}. Remove it to begin anew, or go back to the old settings."
+            )
+
+    def _write(self, entry: dict) -> int:
+        line = json.dumps(entry).encode() + b"\n"
+        self._file.seek(0, 2)
+        self._file.write(line)
+        self._file.flush()
+        place, self._end = self._end, self._end + len(line)
+        return place
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, number: int, row: Any):
+        """Writes a row, JSON-ready, so that it outlives this process."""
+        self._places[number] = self._write({"number": number, "row": row})
+
+    def in_order(self) -> Iterator[tuple[int, Any]]:
+        """Numbers and rows, by number."""
+        for number in sorted(self._places):
+            self._file.seek(self._places[number])
+            yield number, json.loads(self._file.readline())["row"]
+
+    def close(self):
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> "ResumableRows":
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Writes `text` so that a reader, or an upload in the background, never sees a part of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # `Trainer` leaves names that begin with "_" out of what it uploads.
+    temporary = path.with_name(f"_{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
+    """Writes `rows` to `path`, whole or not at all; returns their number."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    count = 0
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def fingerprint(model: str) -> str | None:
+    """A short hash of a local model's weights, so that answers of an earlier training of the same folder are not taken
+    for this one's. Reads the ends and a sample of blocks of every file, not all of it. `None` for what is no folder.
+    """
+    folder = Path(model)
+    files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)) if folder.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            for block in range(_SAMPLED_BLOCKS + 1):
+                file.seek(max(0, size - _BLOCK) * block // _SAMPLED_BLOCKS)
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def fingerprint_rows(rows: list[dict]) -> str:
+    """A short hash of the problems and golds of a run, in order."""
+    text = json.dumps([[row["prompt"], row["answer"]] for row in rows])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

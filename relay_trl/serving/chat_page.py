@@ -1,0 +1,63 @@
+"""The page at `/`: a chat with the pair in a browser, over the server's own API.
+
+Owns what the page is told: the model's name, whether it can hold a conversation, and prices. What models and users write
+never passes through here; the page gets it as JSON and shows it as text.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..costs import ModelCosts, PriceTable, load_costs
+from ..pages.render import ROLLOUT_SCRIPT, THEME, embedded_json, read_texts, script_hash
+
+_HERE = Path(__file__).parent
+
+
+def load_prices(path: str | None) -> PriceTable | None:
+    """Reads the prices of the page's cost line, from the YAML that evaluation's `costs` takes; `None` without one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such YAML, or a price of written tokens is missing.
+    """
+    if path is None:
+        return None
+    prices = load_costs(path)
+    for name in ("student", "teacher"):
+        if getattr(prices, name).write is None:
+            raise ValueError(f"{path} has no {name}.write; the page needs the price of a million written tokens.")
+    return prices
+
+
+def _told(prices: PriceTable) -> dict[str, Any]:
+    """Prices as the page's script takes them."""
+    told: dict[str, Any] = {"currency": prices.currency}
+    for name in ("student", "teacher"):
+        model: ModelCosts = getattr(prices, name)
+        told[name] = {"read": model.read, "cached": model.cached_price, "write": model.write}
+    return told
+
+
+def render_chat_page(model: str, holds_conversation: bool, prices: PriceTable | None = None) -> str:
+    """The page as one HTML text, without any asset beside it.
+
+    Args:
+        model (`str`): the name it is served under.
+        holds_conversation (`bool`): whether earlier turns go along with a question until the user says otherwise.
+        prices ([`PriceTable`], *optional*): `None` shows no money.
+    """
+    script = read_texts(ROLLOUT_SCRIPT, _HERE / "chat.js")
+    about: dict[str, Any] = {"model": model, "remembers": holds_conversation, "prices": prices and _told(prices)}
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("chat.html.j2").render(
+        model=model,
+        style=Markup(read_texts(THEME, _HERE / "chat.css")),
+        script=Markup(script),
+        script_hash=Markup(script_hash(script)),
+        about=Markup(embedded_json(about)),
+    )

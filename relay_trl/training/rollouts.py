@@ -1,0 +1,112 @@
+"""Rollouts as TRL 1.16 wants them: the order of prompts, a draw of relays, and traces to TRL's rollout dictionary.
+
+Touches behaviour that TRL does not document, as `student_engine.py` does, each with the condition under which it can go;
+tests/test_trl_contract.py holds them against the installed TRL.
+"""
+
+import asyncio
+import hashlib
+import selectors
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import torch
+from trl.trainer.utils import RepeatSampler
+
+from ..engines.base import Engine
+from ..prompts import PromptBuilder
+from ..relay import RelayPrompt, RelayRules, relay
+from ..trace import Trace
+
+TRACE_COLUMN = "relay_trace"
+
+
+def rollout_seed(seed: int, *place: object) -> int:
+    """A seed for one rollout that depends on where it stands in the run and not on the process that runs it."""
+    return int.from_bytes(hashlib.blake2b(repr((seed, *place)).encode(), digest_size=4).digest(), "big")
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's order of the prompts, and the same one after a restart: TRL's own begins with the first epoch's again.
+
+    Can go when TRL's sampler knows the epoch.
+
+    Args:
+        sampler ([`~trl.trainer.utils.RepeatSampler`]): TRL's.
+        epoch (`Callable[[], int]`): the epoch that begins or goes on, from 0.
+    """
+
+    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
+        vars(self).update(vars(sampler))
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle and self.seed is not None:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch()):
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
+
+
+def to_trl(traces: list[Trace], has_logprobs: bool) -> dict[str, list]:
+    """The dictionary that TRL expects of a `rollout_func`.
+
+    `env_mask` (1 = the student's token) becomes the loss mask, since no `tools` are given. A rollout that its teacher
+    failed is masked as a whole: it must not move the weights through the KL or entropy terms either. Masked logprobs are
+    0.0, for a NaN there would reach the loss.
+
+    Args:
+        traces (`list[Trace]`): one per prompt, in the order of the prompts.
+        has_logprobs (`bool`): whether TRL corrects for the engine's distribution (with vLLM) and so needs its logprobs.
+    """
+    return {
+        "prompt_ids": [trace.prompt_ids for trace in traces],
+        "completion_ids": [trace.completion_ids for trace in traces],
+        "logprobs": [trace.logprobs for trace in traces] if has_logprobs else None,
+        "env_mask": [[0] * trace.num_tokens if trace.has_failed else trace.loss_mask for trace in traces],
+        TRACE_COLUMN: traces,
+    }
+
+
+class Rollouts:
+    """Runs a batch of relays to its end on an event loop that lives as long as the trainer.
+
+    Args:
+        builder ([`PromptBuilder`]).
+        config ([`RelayRules`]).
+        teacher ([`Engine`], *optional*).
+    """
+
+    def __init__(self, builder: PromptBuilder, config: RelayRules, teacher: Engine | None):
+        self.builder = builder
+        self.config = config
+        self.teacher = teacher
+        self.selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self.selector)
+        self._prompts: dict[str, RelayPrompt] = {}
+
+    def run(self, problems: list, seeds: list[int], student: Engine) -> list[Trace]:
+        """One trace per problem, in order."""
+        prompts = [self._prompt(problem) for problem in problems]
+        jobs = [
+            relay(prompt, student, self.teacher, self.config, seed) for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return self.wait(_together(jobs))
+
+    def wait(self, job: Coroutine) -> Any:
+        """The result of a coroutine, on the loop that the engines' connections belong to."""
+        return self._loop.run_until_complete(job)
+
+    def _prompt(self, problem) -> RelayPrompt:
+        key = problem if isinstance(problem, str) else repr(problem)
+        if key not in self._prompts:
+            if len(self._prompts) > 10_000:
+                self._prompts.clear()
+            self._prompts[key] = self.builder.build(problem)
+        return self._prompts[key]
+
+
+async def _together(jobs: list[Coroutine]) -> list[Trace]:
+    async with asyncio.TaskGroup() as group:  # one failure cancels the others instead of leaving them behind
+        tasks = [group.create_task(job) for job in jobs]
+    return [task.result() for task in tasks]

@@ -1,0 +1,208 @@
+"""The student as an engine that generates with the weights of this step: in the trainer's process, in vLLM, sharded or adapted.
+
+Touches behaviour that TRL, accelerate and vLLM do not document, as `rollouts.py` does, each with the condition under which
+it can go; tests/test_trl_contract.py, tests/with_vllm and tests/distributed hold them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from ..engines.base import Engine
+from ..engines.transformers import TransformersEngine
+from ..vocabulary import Vocabulary
+from .config import RelayGRPOConfig
+
+
+@contextmanager
+def student_engine(trainer: GRPOTrainer, engines: dict[str, Engine]) -> Iterator[Engine]:
+    """The student as an engine, ready to generate with the current weights.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]).
+        engines (`dict[str, Engine]`): keeps the engine between steps.
+    """
+    if trainer.use_vllm:
+        with _vllm_awake(trainer.vllm_generation):
+            if "student" not in engines:
+                engines["student"] = _vllm_engine(trainer)
+            yield engines["student"]
+        return
+    # As TRL's own generation does in `_generate_single_turn`; can go when TRL offers a public context for it.
+    with (
+        unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+        ) as model,
+        torch.no_grad(),
+        trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+        unsharded(model),
+    ):
+        if "student" not in engines:
+            engines["student"] = TransformersEngine(model, trainer._tokenizer, name="the student")
+        engine = engines["student"]
+        engine.model = model
+        yield engine
+
+
+def _vllm_engine(trainer: GRPOTrainer) -> Engine:
+    vocabulary = Vocabulary(trainer._tokenizer, trainer.eos_token_ids)
+    if trainer.vllm_mode == "server":
+        from ..engines.openai import OpenAIEngine
+
+        url = trainer.args.vllm_server_base_url
+        url = url or f"http://{trainer.args.vllm_server_host}:{trainer.args.vllm_server_port}"
+        return OpenAIEngine(f"{url.rstrip('/')}/v1", vocabulary=vocabulary, needs_logprobs=True)
+    from ..engines.vllm import VLLMEngine
+
+    return VLLMEngine(trainer.vllm_generation.llm, vocabulary)
+
+
+@contextmanager
+def _vllm_awake(generation) -> Iterator[None]:
+    """Wakes a sleeping colocated engine once a step, as `VLLMGeneration.generate` does; can go when TRL does it around a
+    `rollout_func`.
+    """
+    is_sleeper = generation.mode == "colocate" and generation.enable_sleep_mode
+    if is_sleeper:
+        if generation._llm_weights_sleeping:
+            generation.sync_weights()
+        generation.llm.wake_up(tags=["kv_cache"])
+    try:
+        yield
+    finally:
+        if is_sleeper:
+            generation.llm.sleep(level=2)
+            generation._llm_weights_sleeping = True
+
+
+@contextmanager
+def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Iterator[None]:
+    """Lets a trainer that is made inside build its colocated engine with arguments that TRL has no option for.
+
+    Can go when TRL passes arguments on to `vllm.LLM`.
+
+    Args:
+        args ([`RelayGRPOConfig`]): its `vllm_kwargs` have the last word.
+        model (`str` or [`~transformers.PreTrainedModel`]): the student.
+    """
+    if not args.use_vllm or args.vllm_mode != "colocate":
+        yield
+        return
+    from trl.generation import vllm_generation
+
+    from ..engines.vllm import CPU_OPTIONS
+
+    # vLLM seeds this process's generators when it is built, TRL with the rank alone
+    options: dict[str, Any] = {"seed": args.seed + args.process_index}
+    if args.device.type == "cpu":
+        # Compilation takes minutes, and "auto" would turn float32 into bfloat16, whose logprobs are off by hundredths.
+        # Contexts are read whole, so TRL's 4096 tokens a step must not be less than the longest; None takes the model's.
+        options |= {
+            "enforce_eager": True,
+            "dtype": _precision(args, model),
+            "max_num_batched_tokens": None,
+            **CPU_OPTIONS,
+        }
+    options |= args.vllm_kwargs or {}
+    original = vllm_generation.LLM
+    vllm_generation.LLM = lambda **given: original(**{**given, **options})
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = original
+
+
+def _precision(args: RelayGRPOConfig, model: str | PreTrainedModel) -> str:
+    """What the trainer computes in, under vLLM's name."""
+    if args.bf16 or args.fp16:
+        return "bfloat16" if args.bf16 else "float16"
+    dtype = (args.model_init_kwargs or {}).get("dtype") if isinstance(model, str) else model.dtype
+    return str(dtype or "float32").removeprefix("torch.")
+
+
+def sync_weights_on_cpu(trainer: GRPOTrainer):
+    """Replaces TRL's weight sync for a colocated engine on a CPU, where vLLM repacks weights as it loads them, so that
+    loading into the packed model leaves the old ones in use. Can go when vLLM's CPU models take `load_weights` twice.
+    """
+    generation = trainer.vllm_generation
+
+    def named_weights():
+        config = trainer.accelerator.unwrap_model(trainer.model).config
+        is_tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
+        for name, weight in generation._iter_named_params():
+            yield name, weight
+            if is_tied and name.endswith("embed_tokens.weight"):
+                # vLLM's CPU head keeps a packed copy of its own: without this it silently stays old
+                yield "lm_head.weight", weight
+
+    def sync_weights():
+        with _base_weights_kept(trainer.model):
+            # A list, because a generator would be left before its end, with adapters still merged or parameters gathered
+            weights = [(name, weight.detach().clone()) for name, weight in named_weights()]
+        generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        generation.llm.reset_prefix_cache()
+
+    generation.sync_weights = sync_weights
+
+
+@contextmanager
+def _base_weights_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Puts back what lies under adapters: to merge them and subtract them again leaves rounding errors, which would add up
+    from sync to sync. Can go when TRL or peft does it.
+    """
+    kept = []
+    if isinstance(model, PeftModel):
+        kept = [(w, w.detach().clone()) for name, w in model.named_parameters() if ".base_layer." in name]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in kept:
+                weight.copy_(before)
+
+
+@contextmanager
+def unsharded(model: torch.nn.Module) -> Iterator[None]:
+    """Holds an FSDP-2 student whole on every process while it generates, so that no forward pass waits for another
+    process: they ask it as often as their rollouts need, which differs. Does nothing to other models.
+
+    Can go when TRL gathers FSDP-2 parameters around a `rollout_func` as it does those of ZeRO-3.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            # The root stays whole between forward and backward, as `fully_shard` has it; the others as accelerate set it
+            part.set_reshard_after_forward(part is not parts[0], recurse=False)
+
+
+def vllm_names(generation):
+    """Lets TRL's weight sync name the rows that an adapter trains for added tokens as vLLM does: the embedding that holds
+    them, merged, and not the adapter's own copy. Can go when TRL's `_iter_named_params` knows `trainable_token_indices`.
+
+    Args:
+        generation ([`~trl.generation.vllm_generation.VLLMGeneration`]).
+    """
+    original = generation._iter_named_params
+
+    def named_weights():
+        for name, weight in original():
+            if "trainable_tokens_" not in name:
+                yield name.replace(".token_adapter", ""), weight
+
+    generation._iter_named_params = named_weights

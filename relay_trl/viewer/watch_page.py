@@ -1,0 +1,37 @@
+"""The viewer's page: one HTML text with its style and script, which asks a server for a run or brings it along.
+
+Owns how data and code get into it. Whatever a model wrote reaches it as JSON and is shown as text only, and the
+page's content security policy lets no script run but its own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..pages.render import ROLLOUT_SCRIPT, THEME, embedded_json, read_texts, script_hash
+from ..rollout_files import finite
+
+_HERE = Path(__file__).parent
+
+
+def render_watch_page(title: str, data: dict[str, Any] | None = None) -> str:
+    """The page as one HTML text.
+
+    Args:
+        title (`str`).
+        data (`dict`, *optional*): of [`FollowedRun.everything`], for a page that stands alone; `None` asks the server.
+    """
+    script = read_texts(ROLLOUT_SCRIPT, _HERE / "charts.js", _HERE / "watch.js")
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("watch.html.j2").render(
+        title=title,
+        style=Markup(read_texts(THEME, _HERE / "watch.css")),
+        script=Markup(script),
+        script_hash=Markup(script_hash(script)),
+        data=Markup("" if data is None else embedded_json(finite(data))),
+        connects=Markup("'self'" if data is None else "'none'"),
+    )
