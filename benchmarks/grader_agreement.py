@@ -3,7 +3,7 @@ r"""How far the grader agrees with people: golds against themselves, against oth
     python benchmarks/grader_agreement.py --data_dir ../shared/benchmarks
 
 Every gold of the six benchmarks is graded against itself and against its rewritings, which are made here by rule; the near
-misses are the list in tests/data/grading_near_misses.jsonl. `--bare` adds what math-verify alone says, given the answer in
+misses are the list in tests/grading/near_misses.jsonl. `--bare` adds what math-verify alone says, given the answer in
 `\boxed{}` and the gold as it stands in the data.
 """
 
@@ -20,7 +20,7 @@ from relay_trl.data.registry import PAPER_SIX
 from relay_trl.data.sources import load_rows
 from relay_trl.grading.grader import Grader
 
-NEAR_MISSES = Path(__file__).parents[1] / "tests" / "data" / "grading_near_misses.jsonl"
+NEAR_MISSES = Path(__file__).parents[1] / "tests" / "grading" / "near_misses.jsonl"
 
 _INTEGER = re.compile(r"-?\d+")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")

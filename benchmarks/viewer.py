@@ -30,9 +30,9 @@ def main():
     add_output(parser, "viewer")
     args = parser.parse_args()
 
-    from made_up_run import write_run
+    from helpers.made_up_run import write_run
+    from helpers.served import CHROMIUM, served
     from playwright.sync_api import sync_playwright
-    from served import CHROMIUM, served
 
     from relay_trl.viewer.follow import FollowedRun
     from relay_trl.viewer.server import watch_app

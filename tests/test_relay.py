@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from scripted_relay import BYTE_LEVEL, END, LETTERS, FixedEngine, one_each, run, scripted, shown, tokens
+from helpers.scripted_relay import BYTE_LEVEL, END, LETTERS, FixedEngine, one_each, run, scripted, shown, tokens
 
 from relay_trl.call_syntax import CallSyntax
 from relay_trl.engines.base import FinishReason, Generation, Sampling

@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
-import reference
-import tokenizers_for_tests as kinds
+from helpers import reference
+from helpers import tokenizers as kinds
 from hypothesis import event, given
 from hypothesis import strategies as st
 

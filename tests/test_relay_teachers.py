@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-import tokenizers_for_tests as kinds
-from scripted_relay import (
+from helpers import tokenizers as kinds
+from helpers.scripted_relay import (
     BYTE_LEVEL,
     BYTE_LEVEL_TAGS,
     END,

@@ -1,7 +1,7 @@
 """Exact text of token runs, encoding that adds and obeys nothing, and the identity of two vocabularies."""
 
 import pytest
-import tokenizers_for_tests as kinds
+from helpers import tokenizers as kinds
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models

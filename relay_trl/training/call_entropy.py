@@ -1,6 +1,6 @@
 """A bonus on the entropy of n: which tokens of a batch hold the digits of a call's n, and how uncertain the student was.
 
-Touches TRL's undocumented loss, held by tests/test_trl_contract.py. Can go when TRL lets a
+Touches TRL's undocumented loss, held by tests/training/test_trl_contract.py. Can go when TRL lets a
 bonus act on chosen tokens; its own `entropy_coef` acts on all.
 """
 

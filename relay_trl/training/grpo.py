@@ -32,7 +32,7 @@ from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
 from .student_engine import engine_options, student_engine, sync_weights_on_cpu, vllm_names
 
-# TRL warns that this may change: it is pinned, and tests/test_trl_contract.py holds what we rely on.
+# TRL warns that this may change: it is pinned, and tests/training/test_trl_contract.py holds what we rely on.
 warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
 
 

@@ -1,7 +1,7 @@
 """Where the time of a GRPO step goes: `--profile_steps N`.
 
 Times the trainer's own methods, and TRL's where TRL offers no event; those are named in `_TRL_SECTIONS`, each held by
-tests/test_trl_contract.py. Can go when TRL reports its profiling contexts to a callback. No effect on what is computed.
+tests/training/test_trl_contract.py. Can go when TRL reports its profiling contexts to a callback. No effect on what is computed.
 """
 
 import functools

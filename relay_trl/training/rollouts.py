@@ -1,7 +1,7 @@
 """Rollouts as TRL 1.16 wants them: the order of prompts, a draw of relays, and traces to TRL's rollout dictionary.
 
 Touches behaviour that TRL does not document, as `student_engine.py` does, each with the condition under which it can go;
-tests/test_trl_contract.py holds them against the installed TRL.
+tests/training/test_trl_contract.py holds them against the installed TRL.
 """
 
 import asyncio

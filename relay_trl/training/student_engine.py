@@ -1,7 +1,7 @@
 """The student as an engine that generates with the weights of this step: in the trainer's process, in vLLM, sharded or adapted.
 
 Touches behaviour that TRL, accelerate and vLLM do not document, as `rollouts.py` does, each with the condition under which
-it can go; tests/test_trl_contract.py, tests/with_vllm and tests/distributed hold them.
+it can go; tests/training/test_trl_contract.py, tests/with_vllm and tests/distributed hold them.
 """
 
 from collections.abc import Iterator

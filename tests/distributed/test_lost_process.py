@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from served import free_port
-from test_sft_trainer import warmup_rows
-from trainers_for_tests import load_tokenizer
+from helpers.served import free_port
+from helpers.trainers import load_tokenizer
+from helpers.warmup import warmup_rows
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 15

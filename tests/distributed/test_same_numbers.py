@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers.served import free_port
+from helpers.trainers import student_folder
 from safetensors.torch import load_file
-from served import free_port
-from trainers_for_tests import student_folder
 from trainings import GROUP, KILLED, RESUMED, RUNS, STEPS, WARMUPS, train
 
 from relay_trl.training.checkpoints import MARK

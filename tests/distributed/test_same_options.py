@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from served import free_port
+from helpers.served import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,9 +18,9 @@ from trl import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import trainers_for_tests  # noqa: E402
-from test_sft_trainer import sft_config, warmup_rows  # noqa: E402
-from trainers_for_tests import SYNTAX, grpo_config, grpo_trainer, load_student, load_tokenizer, rows  # noqa: E402
+from helpers import trainers  # noqa: E402
+from helpers.trainers import SYNTAX, grpo_config, grpo_trainer, load_student, load_tokenizer, rows  # noqa: E402
+from helpers.warmup import sft_config, warmup_rows  # noqa: E402
 
 from relay_trl.cli import end_process  # noqa: E402
 from relay_trl.rollout_files import RolloutReader  # noqa: E402
@@ -56,7 +56,7 @@ def adapter(tags):
         return None
     tokenizer = load_tokenizer(has_call_tokens=tags == "tokens")
     options = ModelConfig(use_peft=True, lora_r=4, lora_dropout=0.0, lora_target_modules=["q_proj", "down_proj"])
-    return lora_config(options, tokenizer, SYNTAX, trainers_for_tests.student_folder())
+    return lora_config(options, tokenizer, SYNTAX, trainers.student_folder())
 
 
 class Recorder:
@@ -165,7 +165,7 @@ def train(folder, name, num_processes):
 
 def main(folder, student, *names):
     # Only one of several processes would write the model, each into a folder of its own
-    trainers_for_tests.student_folder = lambda: student
+    trainers.student_folder = lambda: student
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     found = {name: train(Path(folder) / name, name, num_processes) for name in names}
     (Path(folder) / f"rank_{rank}.json").write_text(json.dumps(found))

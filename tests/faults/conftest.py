@@ -7,9 +7,9 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from faults_for_tests import FaultProxy
-from served import free_port
-from trainers_for_tests import PAIR
+from helpers.faults import FaultProxy
+from helpers.served import free_port
+from helpers.trainers import PAIR
 from with_vllm.conftest import _end, _wait_until_healthy
 
 

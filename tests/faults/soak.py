@@ -22,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from faults_for_tests import FAULTS, FaultProxy
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.faults import FAULTS, FaultProxy  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "data/arithmetic/teacher"

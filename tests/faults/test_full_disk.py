@@ -5,8 +5,8 @@ import subprocess
 import time
 
 import pytest
-from scripted_relay import LETTERS, scripted
-from trainers_for_tests import are_equal, grpo_config, grpo_trainer, in_turn, weights_of
+from helpers.scripted_relay import LETTERS, scripted
+from helpers.trainers import are_equal, grpo_config, grpo_trainer, in_turn, weights_of
 from transformers import TrainerCallback
 
 from relay_trl.evaluation.answer_files import AnswerFile, read_run

@@ -13,13 +13,13 @@ from collections import Counter
 
 import httpx
 import pytest
-import reference
-import tokenizers_for_tests as kinds
 import yaml
+from helpers import reference
+from helpers import tokenizers as kinds
+from helpers.scripted_relay import LETTERS, scripted
+from helpers.serving import pair_of, serving
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted_relay import LETTERS, scripted
-from serving_for_tests import pair_of, serving
 from trl import ModelConfig
 
 from relay_trl.call_syntax import CallSyntax

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import tokenizers_for_tests as kinds
+from helpers import tokenizers as kinds
 
 from relay_trl.engines.base import FinishReason, Generation, Sampling
 from relay_trl.prompts import PromptBuilder

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_openai_engine import Server
-from trainers_for_tests import PAIR, grpo_config, grpo_trainer, in_turn, student_folder
+from helpers.openai_server import Server
+from helpers.trainers import PAIR, grpo_config, grpo_trainer, in_turn, student_folder
 
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import load_engine, load_vocabulary

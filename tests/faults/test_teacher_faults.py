@@ -11,8 +11,8 @@ import threading
 
 import pytest
 import torch
-from faults_for_tests import ALTERED, FAULTS, HARMLESS, LASTING, PASSING, FaultProxy
-from trainers_for_tests import (
+from helpers.faults import ALTERED, FAULTS, HARMLESS, LASTING, PASSING, FaultProxy
+from helpers.trainers import (
     PAIR,
     PLANS,
     PlannedStudent,

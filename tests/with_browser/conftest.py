@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from served import CHROMIUM
+from helpers.served import CHROMIUM
 
 MISSING = [
     what

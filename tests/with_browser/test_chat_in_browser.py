@@ -1,9 +1,9 @@
 """The chat page in a real browser, asking a real server over a scripted pair."""
 
 import pytest
-from scripted_relay import BYTE_LEVEL, END, scripted
-from served import served
-from serving_for_tests import pair_of
+from helpers.scripted_relay import BYTE_LEVEL, END, scripted
+from helpers.served import served
+from helpers.serving import pair_of
 
 from relay_trl.costs import ModelCosts, PriceTable, Usage, with_prices
 from relay_trl.engines.base import EngineError

@@ -1,7 +1,7 @@
 """The pages of an evaluation in a real browser: what a model or a data set planted in them is text, and nothing else."""
 
 import pytest
-from test_report import answer, log, student, teacher
+from helpers.made_up_answers import answer, log, student, teacher
 
 from relay_trl.evaluation.answer_files import Run
 from relay_trl.evaluation.report.write import write_report

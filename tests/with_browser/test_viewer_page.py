@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from made_up_run import SIZE, write_group, write_run
-from served import served
+from helpers.made_up_run import SIZE, write_group, write_run
+from helpers.served import served
 
 from relay_trl.__main__ import main
 from relay_trl.rollout_files import RolloutReader

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from served import free_port
+from helpers.served import free_port
 
 for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}.items():
     os.environ.setdefault(name, value)
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """A byte-level BPE with `<eos>` and a chat template."""
-    from tokenizers_for_tests import byte_level
+    from helpers.tokenizers import byte_level
 
     tokenizer = byte_level()
     tokenizer.chat_template = CHAT_TEMPLATE

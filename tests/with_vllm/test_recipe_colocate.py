@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trainers_for_tests import PAIR, student_folder
+from helpers.trainers import PAIR, student_folder
 
 from relay_trl.training.metrics import METRICS
 

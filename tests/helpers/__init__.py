@@ -1,0 +1,1 @@
+"""What several test modules share: scripted pairs, small trainers and tokenizers, servers in a thread, made-up runs."""

@@ -1,0 +1,173 @@
+"""The warm-up's trainer and the call tokens: labels, rows that are refused, new embeddings, what is saved."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers.tokenizers import byte_level
+from helpers.trainers import PAIR, SYNTAX, load_student, load_tokenizer
+from helpers.warmup import sft_config, warmup_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from relay_trl.relay_config import load_record
+from relay_trl.training import RelaySFTTrainer
+from relay_trl.training.call_tokens import add_call_tokens, grow_embeddings
+from relay_trl.training.sft import check_rows, to_sft_row
+from relay_trl.vocabulary import Vocabulary
+
+
+def sft_trainer(args, rows=None, model=None):
+    tokenizer = load_tokenizer()
+    rows = warmup_rows(tokenizer) if rows is None else rows
+    return RelaySFTTrainer(model=model or load_student(), args=args, train_dataset=rows, processing_class=tokenizer)
+
+
+def test_labels_are_the_completion_alone():
+    row = to_sft_row({"prompt_ids": [4, 5, 6], "completion_ids": [19, 7, 20, 1]})
+    assert row == {"input_ids": [4, 5, 6, 19, 7, 20, 1], "labels": [-100, -100, -100, 19, 7, 20, 1]}
+
+
+def test_the_loss_is_that_of_exactly_these_tokens(tmp_path):
+    trainer = sft_trainer(sft_config(tmp_path, learning_rate=0.0, max_steps=1))
+    batch = next(iter(trainer.get_train_dataloader()))
+    rows = {
+        tuple(p + c): len(p)
+        for p, c in zip(*(warmup_rows(load_tokenizer())[k] for k in ("prompt_ids", "completion_ids")), strict=True)
+    }
+    for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        length = int(mask.sum())
+        prompt = rows[tuple(ids[:length].tolist())]
+        assert (labels[:prompt] == -100).all() and torch.equal(labels[prompt:length], ids[prompt:length])
+        assert (labels[length:] == -100).all()
+    logits = trainer.model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_training_teaches_the_syntax_and_saves_what_belongs_to_it(tmp_path):
+    trainer = sft_trainer(sft_config(tmp_path, max_steps=6, learning_rate=3e-3, save_strategy="steps", save_steps=3))
+    trainer.training_set = "rows.jsonl"
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    trainer.save_model(str(tmp_path))
+    for folder, steps in ((tmp_path, 6), (tmp_path / "checkpoint-3", 3)):
+        record = load_record(folder)
+        assert (record.stage, record.steps, record.open_tag, record.training_set) == (
+            "sft",
+            steps,
+            "<call>",
+            "rows.jsonl",
+        )
+        assert record.reward is None and (folder / "README.md").exists()
+        assert json.loads((folder / "config.json").read_text())["vocab_size"] == 21
+        assert AutoTokenizer.from_pretrained(folder).get_added_vocab()["</call>"] == 20
+
+
+def test_rows_of_another_tokenizer_are_refused(tmp_path):
+    args = sft_config(tmp_path)
+    rows = warmup_rows(load_tokenizer())
+    check_rows(rows, Vocabulary(load_tokenizer()), args)
+    for tokenizer in (byte_level(), load_tokenizer(has_call_tokens=False)):
+        with pytest.raises(ValueError, match=r"Row 0 of rows\.jsonl does not fit the student's tokenizer"):
+            check_rows(rows, Vocabulary(tokenizer), args)
+    with pytest.raises(ValueError, match="does not fit the student's tokenizer"):
+        sft_trainer(args, rows.select([0]).map(lambda row: {"completion": row["completion"] + "1"}))
+
+
+def test_rows_may_end_in_any_end_token_of_the_model(tmp_path):
+    vocabulary = Vocabulary(load_tokenizer())
+    other_end = vocabulary.tokenizer.convert_tokens_to_ids("<unk>")
+    rows = warmup_rows(vocabulary.tokenizer, 1).map(
+        lambda row: {"completion_ids": [*row["completion_ids"][:-1], other_end]}
+    )
+    check_rows(rows, vocabulary, sft_config(tmp_path))
+
+
+def test_rows_that_would_be_cut_are_refused(tmp_path):
+    rows = warmup_rows(load_tokenizer())
+    longest = max(len(p) + len(c) for p, c in zip(rows["prompt_ids"], rows["completion_ids"], strict=True))
+    with pytest.raises(
+        ValueError, match=f"The longest row of rows.jsonl has {longest} tokens, more than max_length=20"
+    ):
+        sft_trainer(sft_config(tmp_path, max_length=20), rows)
+    check_rows(rows, Vocabulary(load_tokenizer()), sft_config(tmp_path, max_length=longest))
+
+
+def test_rows_without_the_columns_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no column completion_ids, prompt_ids"):
+        sft_trainer(sft_config(tmp_path), Dataset.from_list([{"completion": "1"}]))
+
+
+# --- call tokens ---
+
+
+def tiny_model(is_tied, size=40):
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=is_tied,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def tables_of(model):
+    return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+
+
+def cosine(weight, i, j):
+    return torch.nn.functional.cosine_similarity(weight[i], weight[j], dim=0).item()
+
+
+@pytest.mark.parametrize("model", [*map(tiny_model, (True, False)), "shipped"], ids=["tied", "untied", "shipped"])
+def test_new_rows_differ_from_each_other_and_old_rows_stay(model):
+    tokenizer = load_tokenizer(has_call_tokens=False)
+    if model == "shipped":
+        model = AutoModelForCausalLM.from_pretrained(PAIR / "student")
+    else:
+        model.resize_token_embeddings(len(tokenizer))
+    old = [table.detach().clone() for table in tables_of(model)]
+    assert add_call_tokens(tokenizer, SYNTAX) == 2
+    grow_embeddings(model, tokenizer, 2, seed=0)
+    is_tied = model.config.tie_word_embeddings
+    assert (tables_of(model)[0].data_ptr() == tables_of(model)[1].data_ptr()) is is_tied
+    for before, after in zip(old, tables_of(model), strict=True):
+        assert after.shape[0] == len(tokenizer) == 21 and torch.equal(after[:19], before)
+        assert abs(cosine(after, 19, 20)) < 0.5
+        assert after[19:].std().item() == pytest.approx(before.std().item(), rel=0.5)
+    if not is_tied:
+        assert not torch.equal(tables_of(model)[0][19:], tables_of(model)[1][19:])
+
+
+def test_a_padded_table_keeps_its_size_and_its_other_rows():
+    tokenizer = load_tokenizer(has_call_tokens=False)
+    model = tiny_model(is_tied=True, size=64)  # as models have that pad their vocabulary to a round number
+    old = tables_of(model)[0].detach().clone()
+    grow_embeddings(model, tokenizer, add_call_tokens(tokenizer, SYNTAX))
+    new = tables_of(model)[0]
+    assert new.shape[0] == 64 and torch.equal(new[:19], old[:19]) and torch.equal(new[21:], old[21:])
+    assert not torch.equal(new[19:21], old[19:21])
+
+
+def test_tags_that_are_there_already_are_left_alone():
+    tokenizer = load_tokenizer()
+    model = load_student()
+    old = tables_of(model)[0].detach().clone()
+    assert add_call_tokens(tokenizer, SYNTAX) == 0
+    grow_embeddings(model, tokenizer, 0)
+    assert torch.equal(tables_of(model)[0], old)
+
+
+def test_other_special_tokens_stay_special():
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<mine>"]})
+    add_call_tokens(tokenizer, SYNTAX)
+    assert {"<mine>", "<call>", "</call>"} <= set(tokenizer.all_special_tokens)
