@@ -6,8 +6,8 @@ import sys
 from .cli import run
 
 COMMANDS = {
-    "serve": ("serving.command:serve", "serve a student and its teacher to OpenAI clients"),
-    "watch": ("viewer.command:watch", "show the rollouts and curves of a training in a browser"),
+    "serve": ("serving.serve:serve", "serve a student and its teacher to OpenAI clients"),
+    "watch": ("viewer.watch:watch", "show the rollouts and curves of a training in a browser"),
 }
 """Word, the function that gets the rest of the command line, and what it does."""
 
