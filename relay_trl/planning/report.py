@@ -88,13 +88,40 @@ def training_of(options: Options, launch: dict[str, Any], processes: int, gpu_me
         engine_bytes=options.vllm_gpu_memory_utilization * gpu_memory * GIB if has_engine else 0.0,
         is_engine_asleep=bool(has_engine and options.vllm_enable_sleep_mode),
         is_on_cpu=bool(launch.get("use_cpu")),
-        rollouts=options.per_device_train_batch_size * (steps_per_generation(options)) if is_drawn_here else 0,
+        rollouts=max(options.per_device_train_batch_size * steps_per_generation(options), evaluated(options))
+        if is_drawn_here
+        else 0,
     )
 
 
 def steps_per_generation(options: Options) -> int:
     """As TRL fills it in."""
     return options.steps_per_generation or options.gradient_accumulation_steps or 1
+
+
+def evaluated(options: Options) -> int:
+    """Rollouts that an evaluation in training draws at a time on one process; it takes no forward pass beside them."""
+    return options.per_device_eval_batch_size if options.eval_strategy not in (None, "no") else 0
+
+
+def evaluation(options: Options, processes: int) -> tuple[str, list[str]]:
+    """What an evaluation in training draws, in a line, and what is to be warned of."""
+    samples = options.num_generations_eval or options.num_generations or 8
+    needed, at_once = options.validation_size * samples, evaluated(options) * processes
+    rounds = -(-needed // at_once)
+    drawn = (
+        rounds * at_once if processes > 1 else needed
+    )  # each of several processes fills its last batch with rows again
+    said = f"An evaluation: {needed} rollouts, {min(at_once, drawn)} at a time."
+    if drawn <= 1.25 * needed:
+        return said, []
+    fitting = -(-needed // (processes * max(1, rounds - 1)))
+    while fitting * processes % samples:
+        fitting += 1
+    return said, [
+        f"An evaluation draws {drawn} rollouts where {needed} are wanted, as every process fills its last batch: set "
+        f"per_device_eval_batch_size to {fitting}."
+    ]
 
 
 def print_training(config, options: Options) -> list[str]:
@@ -151,6 +178,10 @@ def _print_rollouts(config, options: Options, run: memory.Training, student: Sha
         f"A draw: {one.prompts} prompts x {options.num_generations or 8} = {one.rollouts} rollouts, about {one.tokens:,.0f} tokens at "
         f"{mean_tokens} each; it serves {one.updates:g} optimizer step(s) of {one.rollouts_per_update} rollouts."
     )
+    if evaluated(options):
+        said, more = evaluation(options, processes)
+        _console.print(said)
+        warnings += more
     if has_teacher:
         _console.print(
             f"Teacher a draw, at rho {config.rho:g} and {config.calls:g} call(s): {one.teacher_tokens:,.0f} tokens to write, "

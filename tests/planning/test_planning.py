@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from relay_trl.data.config import DataConfig
+from relay_trl.planning import report
 from relay_trl.planning.curves import Curve
 from relay_trl.planning.memory import batches
 from relay_trl.planning.models import Shape, known_models
 from relay_trl.planning.service import Demand, simulate, size_service
+from relay_trl.training import RelayGRPOConfig, RelaySFTConfig
 
 ROOT = Path(__file__).parents[2]
 FAST = Curve("student", "made up", [1, 64], [0.010, 0.020], 20_000.0, 64)
@@ -109,6 +112,32 @@ def test_a_run_that_does_not_fit_is_warned_of(tmp_path):
     (tmp_path / "odd.yaml").write_text(yaml.safe_dump(changed | {"num_generation": 8}))
     status, said = plan("--config", tmp_path / "odd.yaml")
     assert status == 1 and "Unknown option 'num_generation' (did you mean 'num_generations'?)" in said
+
+
+def options_of(folder, **given):
+    path = folder / "grpo.yaml"
+    path.write_text(yaml.safe_dump({"model_name_or_path": "a", "dataset": "b", "eval_strategy": "steps", **given}))
+    return report.Options(str(path), [RelayGRPOConfig, DataConfig], [RelaySFTConfig])
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "samples", "drawn", "better"),
+    [(42, 6, 1, 504, 43), (43, 6, 1, 258, None), (100, 1, 1, None, None), (8, 6, 1, 288, None), (250, 4, 5, 2000, 320)],
+)
+def test_an_evaluation_that_draws_more_than_it_counts_is_warned_of(tmp_path, batch, processes, samples, drawn, better):
+    given = {"per_device_eval_batch_size": batch, "num_generations_eval": samples}
+    _, warnings = report.evaluation(options_of(tmp_path, **given), processes)
+    assert bool(warnings) == (better is not None)
+    for said in warnings:
+        assert f"draws {drawn} rollouts where {256 * samples}" in said and said.endswith(f"_size to {better}.")
+
+
+def test_an_evaluation_larger_than_a_draw_takes_its_cache(tmp_path):
+    rollouts = []
+    for batch in (8, 256):
+        options = options_of(tmp_path, per_device_eval_batch_size=batch, per_device_train_batch_size=16)
+        rollouts.append(report.training_of(options, {}, 1, 80).rollouts)
+    assert rollouts == [16, 256]
 
 
 @pytest.mark.slow

@@ -291,3 +291,28 @@ def test_its_batches_are_whole_groups_and_its_saves_lie_between_draws(path):
     if given.get("save_strategy") == "steps":
         assert given["save_steps"] % one.updates == 0 or one.updates < 1
     assert {key for key in given if key.startswith("vllm_")} <= set(RelayGRPOConfig.__dataclass_fields__)
+
+
+PINNED = {
+    "loss_type": "dapo",
+    "epsilon": 0.2,
+    "scale_rewards": "group",
+    "use_bias_correction_kl": False,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "optim": "adamw_torch_fused",
+    "vllm_importance_sampling_mode": "token_truncate",
+    "vllm_importance_sampling_clip_max": 2.0,
+}
+"""What decides a run of thousands of tokens, and must not change with a release of TRL or transformers."""
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if kind_of(p) == "grpo_" and p.parent.name in CHAINED], ids=name_of
+)
+def test_what_a_run_of_the_papers_size_depends_on_is_written_down(path):
+    given = yaml.safe_load(path.read_text())
+    assert {key: given.get(key) for key in PINNED} == PINNED
+    processes = int((re.search(r"--num_processes (\d+)", path.read_text()) or [0, 1])[1])
+    at_once = given["per_device_eval_batch_size"] * processes
+    assert -(-given["validation_size"] // at_once) * at_once <= 1.1 * given["validation_size"]
