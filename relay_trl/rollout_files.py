@@ -6,7 +6,7 @@ them is `viewer/`.
 
     _rollouts/run.json                     what is trained; a new `id` whenever a training begins or goes on
     _rollouts/metrics.jsonl                one line per log of the trainer: `step` and its figures
-    _rollouts/rank0000-000000.jsonl, ...   one line per prompt and process: see [`RolloutWriter.add`]
+    _rollouts/rank0000-000000.jsonl, ...   one line per prompt and process of a [`Draw`]
 """
 
 import json
@@ -17,6 +17,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,40 @@ RUN = "run.json"
 VERSION = 1
 _PARTS = 8  # files that a process's share is cut into, so that the oldest can go
 _NAME = re.compile(r"rank(\d+)-(\d+)\.jsonl")
+
+
+@dataclass
+class Draw:
+    """One draw of rollouts as a process of the training knows it: N rollouts of its own, M of all processes.
+
+    Args:
+        mode (`str`): `"train"` or `"eval"`.
+        step (`int`): in training the optimizer step that it is drawn for, counted from 1 as in the trainer's log; in an
+            evaluation the steps done.
+        first (`int`): index of this process's first rollout among all M.
+        size (`int`): rollouts of a group.
+        rows (`Sequence[dict]`, length N): `prompt` and `answer`.
+        batch (`int`, defaults to `0`): which draw of this step.
+        traces, correct, advantages (`Sequence`, length N): of this process.
+        rewards (`Sequence[float]`, length M): of all processes; NaN is a rollout without a reward.
+        kinds (`Sequence[str]`): difficulty of every group, `None` of one without a scored rollout.
+        metrics (`dict[str, float]`): of all M.
+        rollout_s (`float`): seconds that this process's rollouts took.
+    """
+
+    mode: str
+    step: int
+    first: int
+    size: int
+    rows: Sequence[dict]
+    batch: int = 0
+    traces: Sequence[Trace] = ()
+    correct: Sequence[bool] = ()
+    advantages: Sequence[float] = ()
+    rewards: Sequence[float] = ()
+    kinds: Sequence[str | None] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    rollout_s: float = 0.0
 
 
 class RolloutWriter:
@@ -75,50 +110,30 @@ class RolloutWriter:
             (self.folder / f"{RUN}.part").write_text(text, encoding="utf-8")
             os.replace(self.folder / f"{RUN}.part", self.folder / RUN)
 
-    def add(
-        self,
-        step: int,
-        batch: int,
-        first: int,
-        size: int,
-        rows: Sequence[dict],
-        traces: Sequence[Trace],
-        correct: Sequence[bool],
-        rewards: Sequence[float],
-        advantages: Sequence[float],
-        kinds: Sequence[str | None],
-    ):
-        """Writes this process's share of a generation batch, N rollouts, a line for each prompt.
-
-        Args:
-            step (`int`): the optimizer step that it is drawn for, counted from 1 as in the trainer's log.
-            batch (`int`): which generation batch of this step.
-            first (`int`): index of the first rollout in the global batch.
-            size (`int`): rollouts of a group. Of a group that lies across processes each writes its own part.
-            rows (`Sequence[dict]`, length N): `prompt` and `answer`.
-            traces, correct, rewards, advantages (`Sequence`, length N): of this process; NaN is a rollout without a reward.
-            kinds (`Sequence[str]`): difficulty of all groups of the global batch, `None` of one without a scored rollout.
+    def add(self, draw: Draw):
+        """Writes this process's share of a draw, a line for each prompt. Of a group that lies across processes each writes its
+        own part.
         """
         if not self.is_on:
             return
         lines: dict[int, dict] = {}
-        for i, (row, trace) in enumerate(zip(rows, traces, strict=True)):
-            group, index = divmod(first + i, size)
+        for i, (row, trace) in enumerate(zip(draw.rows, draw.traces, strict=True)):
+            group, index = divmod(draw.first + i, draw.size)
             line = lines.setdefault(
                 group,
                 {
                     "v": VERSION,
-                    "step": step,
-                    "batch": batch,
+                    "step": draw.step,
+                    "batch": draw.batch,
                     "group": group,
-                    "size": size,
-                    "kind": kinds[group],
+                    "size": draw.size,
+                    "kind": draw.kinds[group],
                     "prompt": row["prompt"],
                     "gold": row["answer"],
                     "rollouts": [],
                 },
             )
-            scores = (bool(correct[i]), rewards[i], advantages[i])
+            scores = (bool(draw.correct[i]), draw.rewards[draw.first + i], draw.advantages[i])
             line["rollouts"].append({"index": index, **describe(trace, self.syntax, *scores)})
         self._do(lambda: self._append(self._part(), lines.values()))
 

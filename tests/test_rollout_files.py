@@ -7,7 +7,7 @@ import pytest
 from helpers.trainers import grpo_config, grpo_trainer, in_turn
 
 from relay_trl.call_syntax import CallSyntax
-from relay_trl.rollout_files import FOLDER, RolloutReader, RolloutWriter
+from relay_trl.rollout_files import FOLDER, Draw, RolloutReader, RolloutWriter
 from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
 
 PLANS = ("right", "call, right", "wrong", "malformed, right")
@@ -20,19 +20,20 @@ def trace(text="1+1=2", **fields):
 
 def write(writer, step, texts, first=0, size=4, batch=0, prompt="p"):
     count = len(texts)
-    rows = [{"prompt": prompt, "answer": "2"}] * count
-    kinds = ["student_solvable"] * 9
     writer.add(
-        step,
-        batch,
-        first,
-        size,
-        rows,
-        [trace(text) for text in texts],
-        [True] * count,
-        [1.0] * count,
-        [0.5] * count,
-        kinds,
+        Draw(
+            mode="train",
+            step=step,
+            batch=batch,
+            first=first,
+            size=size,
+            rows=[{"prompt": prompt, "answer": "2"}] * count,
+            traces=[trace(text) for text in texts],
+            correct=[True] * count,
+            rewards=[1.0] * (first + count),
+            advantages=[0.5] * count,
+            kinds=["student_solvable"] * 9,
+        )
     )
 
 
@@ -211,7 +212,9 @@ def test_calls_keep_what_became_of_them(tmp_path):
     writer = RolloutWriter(tmp_path, CallSyntax())
     writer.start(0, ABOUT)
     called = trace("a<call>9</call>b", calls=[Call(3, 9, outcome=Outcome.DENIED)])
-    writer.add(1, 0, 0, 1, [{"prompt": [{"content": "?"}], "answer": ["1", "2"]}], [called], [False], [0], [0], [None])
+    row = {"prompt": [{"content": "?"}], "answer": ["1", "2"]}
+    judged = {"correct": [False], "rewards": [0], "advantages": [0], "kinds": [None]}
+    writer.add(Draw("train", step=1, first=0, size=1, rows=[row], traces=[called], **judged))
     (group,) = RolloutReader(tmp_path).poll()[1]
     assert group["prompt"] == [{"content": "?"}] and group["gold"] == ["1", "2"]
     assert [piece.get("outcome") for piece in group["rollouts"][0]["segments"]] == [None, "denied", None]

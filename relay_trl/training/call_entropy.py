@@ -1,36 +1,15 @@
 """A bonus on the entropy of n: which tokens of a batch hold the digits of a call's n, and how uncertain the student was.
 
-Touches TRL's undocumented loss, held by tests/training/test_trl_contract.py. Can go when TRL lets a
-bonus act on chosen tokens; its own `entropy_coef` acts on all.
+Owns the choice of tokens; the trainer has the entropies. Can go when TRL lets a bonus act on chosen tokens; its own
+`entropy_coef` acts on all.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 
 import torch
-from trl import GRPOTrainer
 
 from ..call_syntax import CallSyntax
 from ..vocabulary import Vocabulary
-
-
-@contextmanager
-def kept_entropies(trainer: GRPOTrainer) -> Iterator[list[torch.Tensor]]:
-    """Keeps the entropies that a `_compute_loss` inside works out, shape (rollouts, T), with their gradient."""
-    kept: list[torch.Tensor] = []
-    compute = trainer._get_per_token_logps_and_entropies
-
-    def compute_and_keep(*args, **kwargs):
-        found = compute(*args, **kwargs)
-        kept.append(found[1])
-        return found
-
-    trainer._get_per_token_logps_and_entropies = compute_and_keep
-    try:
-        yield kept
-    finally:
-        del trainer._get_per_token_logps_and_entropies  # the class's own shows again
 
 
 def number_mask(inputs: dict[str, torch.Tensor], vocabulary: Vocabulary, syntax: CallSyntax) -> torch.Tensor:

@@ -19,9 +19,9 @@ from ..engines.base import Engine
 from ..grading.grader import Grader
 from ..prompts import PromptBuilder
 from ..rewards import difficulty, load_function, load_reward
-from ..rollout_files import RolloutWriter
+from ..rollout_files import Draw, RolloutWriter
 from ..vocabulary import Vocabulary
-from .call_entropy import kept_entropies, mean_entropy, number_mask
+from .call_entropy import mean_entropy, number_mask
 from .callbacks import LimitedWaiting, RecordingCallback, RelayProgressCallback
 from .config import RelayGRPOConfig
 from .guard import Guard, Suspect, flat_groups
@@ -77,7 +77,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self._group_reward = partial(load_reward(args.reward), **(args.reward_kwargs or {}))
         named = [load_function(path, "extra_rewards") for path in args.extra_rewards or ()]
         self._engines: dict[str, Engine] = {}
-        self._counter = (None, 0)  # generation batches seen at one place of the run
+        self._draw: Draw | None = None  # the last one
+        self._entropies: torch.Tensor | None = None  # of the last forward pass
         check_sharding(kwargs.get("peft_config"), args)
         set_seed(args.seed)  # a fresh adapter is drawn before transformers seeds
         with engine_options(args, model):
@@ -118,40 +119,53 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
 
     def _roll_out(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's `rollout_func`: this process's share of the global batch, prompts repeated per rollout already."""
-        place = ("train", self.state.global_step) if self._mode == "train" else ("eval", 0)
-        batch = self._counter[1] + 1 if self._counter[0] == place else 0
-        self._counter = (place, batch)
-        first = self.accelerator.process_index * len(prompts)
-        seeds = [rollout_seed(self.args.seed, *place, batch, first + i) for i in range(len(prompts))]
+        draw = self._draw
+        place = (draw.mode, draw.step - 1 if draw.mode == "train" else 0, draw.batch)
+        seeds = [rollout_seed(self.args.seed, *place, draw.first + i) for i in range(len(prompts))]
         started = time.perf_counter()
         with student_engine(self, self._engines) as student:
             traces = self.rollouts.run(prompts, seeds, student)
-        self._rollout_s = time.perf_counter() - started
+        draw.rollout_s = time.perf_counter() - started
         return to_trl(traces, has_logprobs=self.use_vllm)
 
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _generate_and_score_completions(self, inputs):
+        is_train = self._mode == "train"
+        draw = Draw(
+            mode=self._mode,
+            step=self.state.global_step + is_train,
+            first=self.accelerator.process_index * len(inputs),
+            size=self.num_generations if is_train else self.num_generations_eval,
+            rows=inputs,
+        )
+        if self._draw and (self._draw.mode, self._draw.step) == (draw.mode, draw.step):
+            draw.batch = self._draw.batch + 1
+        self._draw = draw  # TRL calls `_roll_out` and `_calculate_rewards`, which fill it in
         output = super()._generate_and_score_completions(inputs)
-        if self._mode == "train":
-            first, advantages = self.accelerator.process_index * len(inputs), output["advantages"].tolist()
-            place = (self.state.global_step + 1, self._counter[1], first, self.num_generations)
-            self.writer.add(*place, inputs, *self._scored[:3], advantages, self._scored[3])
-        self._watch(inputs)
+        draw.advantages = output["advantages"].tolist()
+        if is_train:
+            self.writer.add(draw)
+        self._watch(draw)  # may end the run; its rollouts are on disk by then
         return output
 
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._entropies = found[1] if self.args.call_entropy_coef else None
+        return found
+
     def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
         if not self.args.call_entropy_coef:
-            return super()._compute_loss(model, inputs)
-        with kept_entropies(self) as kept:
-            loss = super()._compute_loss(model, inputs)
-        entropy = mean_entropy(kept[0], number_mask(inputs, self._vocabulary, self.args.syntax))
+            return loss
+        entropies, self._entropies = self._entropies, None
+        entropy = mean_entropy(entropies, number_mask(inputs, self._vocabulary, self.args.syntax))
         parts = self.current_gradient_accumulation_steps if self._mode == "train" else 1  # as TRL scales its own bonus
         return loss - self.args.call_entropy_coef * entropy / parts
 
     def evaluate(self, *args, **kwargs):
-        self._counter = (None, 0)  # every evaluation draws the same random numbers
+        self._draw = None  # every evaluation draws the same random numbers
         found = super().evaluate(*args, **kwargs)
         # Without one scored rollout there is no accuracy, and transformers compares it with the best so far
         return {name: float("nan") if value is None else value for name, value in found.items()}
@@ -160,37 +174,40 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         """TRL's matrix of rewards, shape (rollouts of the global batch, reward functions), with the group reward in its
         first column and NaN for rollouts without a teacher's answer.
         """
-        traces = [row[TRACE_COLUMN] for row in inputs]
+        draw, traces = self._draw, [row[TRACE_COLUMN] for row in inputs]
         started, timeouts = time.perf_counter(), self.grader.timeouts
         correct = self.grader.grade([trace.answer for trace in traces], [row["answer"] for row in inputs])
         for row, trace, is_correct in zip(inputs, traces, correct, strict=True):
             row["relay_correct"], row["relay_teacher_share"] = is_correct, trace.teacher_share
-        own_s = [self._rollout_s, time.perf_counter() - started, self.grader.timeouts - timeouts]
+        own_s = [draw.rollout_s, time.perf_counter() - started, self.grader.timeouts - timeouts]
         matrix = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         device = self.accelerator.device
         rows = [facts(trace, is_correct) for trace, is_correct in zip(traces, correct, strict=True)]
         rows = gather(torch.tensor(rows, dtype=torch.float32, device=device)).tolist()
         timings = gather(torch.tensor([own_s], dtype=torch.float32, device=device))
-        rewards, kinds = self._score_groups(rows)
+        rewards, kinds = self._score_groups(rows, draw.size)
         matrix[:, 0] = torch.tensor(rewards, device=device)
         matrix[matrix[:, 0].isnan()] = torch.nan  # unscored is out of its group, whatever other rewards say
         total = (matrix * self.reward_weights.to(device)).nansum(1).masked_fill(matrix[:, 0].isnan(), torch.nan)
-        own = slice(self.accelerator.process_index * len(traces), (self.accelerator.process_index + 1) * len(traces))
-        self._scored = (traces, correct, total[own].tolist(), kinds)  # until the advantages are known
         metrics = summarize(rows, [kind for kind in kinds if kind is not None])
         metrics["rollout_s"], metrics["grading_s"] = timings.max(0).values[:2].tolist()
         metrics["grading_timeouts"] = timings[:, 2].sum().item()
         for name, value in metrics.items():
             # TRL logs the mean: a smaller last batch of an evaluation must weigh no more than its rollouts
             self._metrics[self._mode][f"relay/{name}"] += [value] * len(rows)
-        self._judged = (metrics, total.tolist())
+        draw.traces, draw.correct, draw.rewards, draw.kinds, draw.metrics = (
+            traces,
+            correct,
+            total.tolist(),
+            kinds,
+            metrics,
+        )
         return matrix
 
-    def _score_groups(self, rows: list[list[float]]) -> tuple[list[float], list]:
+    def _score_groups(self, rows: list[list[float]], size: int) -> tuple[list[float], list]:
         """Rewards of all rollouts of the global batch (NaN: not scored) and the difficulty of every group (`None` of
         one that failed as a whole).
         """
-        size = self.num_generations if self._mode == "train" else self.num_generations_eval
         rewards, kinds = [float("nan")] * len(rows), []
         column = {name: i for i, name in enumerate(FACTS)}
         for start in range(0, len(rows), size):
@@ -212,18 +229,16 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
                 rewards[i] = float("nan") if value is None else float(value)
         return rewards, kinds
 
-    def _watch(self, inputs: list[dict]):
-        """Shows the step to the guard, which may end the run; its rollouts are on disk by then."""
-        metrics, totals = self._judged
-        size = self.num_generations if self._mode == "train" else self.num_generations_eval
-        flat = flat_groups(totals, size)
-        first = self.accelerator.process_index * len(inputs)
+    def _watch(self, draw: Draw):
+        """Shows the draw to the guard, which may end the run."""
+        flat = flat_groups(draw.rewards, draw.size)
         suspects = [
-            Suspect(first + i, row["prompt"], trace, bool(flat[(first + i) // size]))
-            for i, (row, trace) in enumerate(zip(inputs, self._scored[0], strict=True))
+            Suspect(draw.first + i, row["prompt"], trace, bool(flat[(draw.first + i) // draw.size]))
+            for i, (row, trace) in enumerate(zip(draw.rows, draw.traces, strict=True))
         ]
-        if self._mode == "eval":
-            self.guard.refuse(self.state.global_step, metrics["teacher_failures"], suspects)
+        metrics = draw.metrics
+        if draw.mode == "eval":
+            self.guard.refuse(draw.step, metrics["teacher_failures"], suspects)
             return
         known = [is_flat for is_flat in flat if is_flat is not None]
         shares = {
@@ -232,7 +247,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             "truncated": metrics["truncated"],
             "zero_variance": sum(known) / len(known) if known else float("nan"),
         }
-        self.guard.watch(self.state.global_step + 1, shares, suspects)
+        self.guard.watch(draw.step, shares, suspects)
 
 
 def _group_reward_column(name: str) -> Callable:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 from trl.trainer.utils import RepeatSampler
 
 from ..engines.base import Engine
@@ -26,7 +27,7 @@ def rollout_seed(seed: int, *place: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr((seed, *place)).encode(), digest_size=4).digest(), "big")
 
 
-class EpochSampler(RepeatSampler):
+class EpochSampler(Sampler[int]):
     """TRL's order of the prompts, and the same one after a restart: TRL's own begins with the first epoch's again.
 
     Can go when TRL's sampler knows the epoch.
@@ -37,15 +38,19 @@ class EpochSampler(RepeatSampler):
     """
 
     def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
-        vars(self).update(vars(sampler))
+        self.sampler = sampler
         self.epoch = epoch
 
+    def __len__(self) -> int:
+        return len(self.sampler)
+
     def __iter__(self) -> Iterator[int]:
-        if self.shuffle and self.seed is not None:
-            self.generator.manual_seed(self.seed)
+        order = self.sampler
+        if order.shuffle and order.seed is not None:
+            order.generator.manual_seed(order.seed)
             for _ in range(self.epoch()):
-                torch.randperm(self.num_samples, generator=self.generator)
-        return super().__iter__()
+                torch.randperm(order.num_samples, generator=order.generator)
+        return iter(order)
 
 
 def to_trl(traces: list[Trace], has_logprobs: bool) -> dict[str, list]:

@@ -4,7 +4,7 @@ import random
 
 from relay_trl.call_syntax import CallSyntax
 from relay_trl.rewards import difficulty, difficulty_aware
-from relay_trl.rollout_files import RolloutWriter
+from relay_trl.rollout_files import Draw, RolloutWriter
 from relay_trl.trace import Author, Call, Outcome, Span, StopReason, Trace
 
 SYNTAX = CallSyntax()
@@ -52,8 +52,10 @@ def write_group(writer, rng, step, group, question=None, advantages=None):
     mean = sum(rewards[i] for i in scored) / max(1, len(scored))
     advantages = advantages or [rewards[i] - mean if i in scored else 0.0 for i in range(SIZE)]
     rows = [{"prompt": question, "answer": str(answer)}] * SIZE
-    kinds = [None] * group + [kind]
-    writer.add(step, 0, group * SIZE, SIZE, rows, traces, correct, rewards, advantages, kinds)
+    first = group * SIZE
+    judged = {"correct": correct, "advantages": advantages, "rewards": [0.0] * first + rewards}
+    draw = Draw("train", step, first, SIZE, rows, traces=traces, kinds=[None] * group + [kind], **judged)
+    writer.add(draw)
 
 
 def write_run(folder, rollouts=160, groups_per_step=8, seed=0):

@@ -23,6 +23,12 @@ def test_where_the_time_of_a_step_goes(tmp_path, capsys):
     assert all(name in said for name in profile.SECTIONS)
 
 
+def test_a_bonus_on_calls_leaves_the_profile_in_place(tmp_path):
+    trainer = grpo_trainer(grpo_config(tmp_path, max_steps=2, profile_steps=1, call_entropy_coef=0.1))
+    trainer.train()
+    assert profile._TRL_SECTIONS.keys() <= vars(trainer).keys()
+
+
 def test_an_inner_section_stops_the_clock_of_the_outer_one():
     timer = profile.SectionTimer()
     with timer.section(profile.RELAY):  # nothing is counted before it is started
