@@ -2,7 +2,7 @@
 
     python benchmarks/viewer.py --rollouts 10000
 
-The run is made up (`tests/made_up_run.py`). A filter's time goes from the change of its field to the next drawn frame; a
+The run is made up (`tests/helpers/made_up_run.py`). A filter's time goes from the change of its field to the next drawn frame; a
 scroll's from the wheel to the next frame. Medians with the smallest and the largest.
 """
 

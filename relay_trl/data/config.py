@@ -16,7 +16,7 @@ class DataConfig:
     """Which problems a run uses.
 
     Args:
-        dataset (`str`): a registered set (see `data/sources.py`), `"arithmetic"`, `"lookups"`, a file, or a Hub dataset.
+        dataset (`str`): a registered set (see `data/registry.py`), `"arithmetic"`, `"lookups"`, a file, or a Hub dataset.
         data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
         dataset_split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
         dataset_size (`int`, *optional*): rows to use, chosen by `dataset_seed`; `None` uses all.

@@ -1,7 +1,7 @@
 """What an evaluation can be told: its fields, what the student's own relay config says for those left unset, its checks.
 
 Owns names, defaults and limits of options. A student that was trained to call carries a `relay_config.json` (see
-`hub/model_card.py`), so that it is asked as it was trained unless told otherwise.
+`relay_config.py`), so that it is asked as it was trained unless told otherwise.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Asks every problem by every method, many at a time, grades the answers and writes each one down at once.
 
 Owns seeds, concurrency, progress and what is asked again after a run was killed. What a method is, is `methods.py`'s
-business; the file is `answers.py`'s; engines batch what is in flight.
+business; the file is `answer_files.py`'s; engines batch what is in flight.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """A plan in words and tables: reads a training's YAML and how it is launched, and says what fits and what does not.
 
-Owns what is printed and warned of; the arithmetic is `memory.py`'s and `serving.py`'s.
+Owns what is printed and warned of; the arithmetic is `memory.py`'s and `service.py`'s.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """Several seeds of one setting in one row: means, how far the seeds lie apart, and the uncertainty of the problems.
 
-Owns the table and the picture of `recipes/reproduce.py`. The numbers of one run are `summaries.py`'s.
+Owns the table and the picture of `recipes/reproduce.py`. The numbers of one run are `evaluation/report/summaries.py`'s.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

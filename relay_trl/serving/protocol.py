@@ -1,7 +1,7 @@
 """What a request may say: OpenAI's parameters and ours, each honoured or refused by name.
 
 Owns names, types and ranges, and the errors that OpenAI's clients understand. What an answer looks like is
-`replies.py`'s business.
+`responses.py`'s business.
 """
 
 from typing import Annotated, Any, Literal, TypeVar

@@ -1,7 +1,7 @@
 """A streamed answer as server-sent events.
 
 Owns the order of events, what a client that hangs up or stops reading brings about, and errors before and behind the
-first token. The events' shape is `replies.py`'s business.
+first token. The events' shape is `responses.py`'s business.
 """
 
 import asyncio
