@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # The front door shows what is behind it without loading it: `import relay_trl` stays light.
+    # Loaded on first use, so that `import relay_trl` stays light.
     if name == "RelayPipeline":
         from .serving.pipeline import RelayPipeline
 

@@ -1,4 +1,4 @@
-"""The command `relay-trl`, also `python -m relay_trl`: one word for each thing to do, imported when it is asked for."""
+"""The command `relay-trl`, also `python -m relay_trl`. The module of a subcommand is imported only when it is used."""
 
 import importlib
 import sys
@@ -9,11 +9,11 @@ COMMANDS = {
     "serve": ("serving.serve:serve", "serve a student and its teacher to OpenAI clients"),
     "watch": ("viewer.watch:watch", "show the rollouts and curves of a training in a browser"),
 }
-"""Word, the function that gets the rest of the command line, and what it does."""
+"""Subcommand, the function that gets the rest of the command line, and its help text."""
 
 
 def main():
-    """Runs the command that the first argument names."""
+    """Runs the subcommand that the first argument names."""
     word, *rest = sys.argv[1:] or ["--help"]
     if word in ("-h", "--help"):
         print("usage: relay-trl COMMAND [options]\n")

@@ -1,8 +1,8 @@
-"""One dial from never to often: a bias, at decoding time, on the tokens with which a student begins a call.
+"""A bias at decoding time on the tokens that begin a call. It makes a trained student call less or more often.
 
-Owns which tokens those are and where in a text they are biased; `relay.py` asks, engines apply. A bias that stayed on
-inside a command would break it (the tag again and again, or a close tag whose `<` is held back), so a biased student is
-asked piece by piece: up to where a call may begin, then what is left of its command, and on.
+Owns which tokens these are and where in a text they are biased. `relay.py` asks for the bias, engines apply it. Inside a
+command the bias would do damage: above 0 the student would repeat the tag, below 0 it could not write the `<` of the close
+tag. So a biased student is asked piece by piece, with the bias up to where a call may begin and without it inside a command.
 """
 
 import math
@@ -15,7 +15,7 @@ from .call_syntax import CallSyntax
 from .vocabulary import Vocabulary
 
 NEVER = -math.inf
-"""The bias of a student that cannot call."""
+"""The bias with which a student cannot call."""
 
 _COMMAND_TOKENS = 24  # room for the rest of a command, one character a token; what is longer is no command
 _PIECES: WeakKeyDictionary[Vocabulary, list[str]] = WeakKeyDictionary()
@@ -24,12 +24,12 @@ _TOKENS: WeakKeyDictionary[Vocabulary, dict[tuple, tuple[int, ...]]] = WeakKeyDi
 
 @dataclass(frozen=True)
 class Piece:
-    """How the next piece of a biased student's text is asked for.
+    """How to ask a biased student for its next piece of text.
 
     Args:
-        stop (`tuple[str, ...]`): where it ends.
+        stop (`tuple[str, ...]`): texts that end the piece.
         logit_bias (`Mapping[int, float]`, *optional*): what is added to the logits of single tokens.
-        max_tokens (`int`, *optional*): its longest; `None` leaves it to the completion's budget.
+        max_tokens (`int`, *optional*): most tokens of the piece; `None` sets no limit beside the completion's budget.
     """
 
     stop: tuple[str, ...] = ()
@@ -38,13 +38,12 @@ class Piece:
 
 
 def next_piece(bias: float, text: str, syntax: CallSyntax, vocabulary: Vocabulary) -> Piece:
-    """The piece behind `text`, the student's own words since the teacher last wrote.
+    """The piece that follows `text`, which the student has written since the teacher last wrote.
 
-    Below 0 the bias is on every token that may be the first of a call; where the tag is a token of its own, on that one
-    alone. Above 0 it is on the tokens that go on with a begun tag too: a blank and `<`, which also begin other text, then
-    become no more frequent without a call than they are by themselves, up to how often the student means a call by them.
-    At [`NEVER`] all tokens that may begin a call have probability 0, a tag spelled by characters included. With
-    plain-text tags that bars some other uses of these tokens, such as a lone less-than sign.
+    Below 0 the bias applies to every token that can be the first of a call; if the tag is one token, only to that token. Above
+    0 it also applies to tokens that continue a tag. Without this, tokens that begin other text too, such as a blank and `<`,
+    would become frequent without a call. At [`NEVER`] all tokens that can begin a call have probability 0, also those that
+    spell a tag in characters. With plain-text tags this excludes other uses of these tokens, such as a single less-than sign.
     """
     if bias == NEVER:
         return Piece(logit_bias=dict.fromkeys(starting_tokens(syntax.open_tag, vocabulary), NEVER))
@@ -62,7 +61,7 @@ def next_piece(bias: float, text: str, syntax: CallSyntax, vocabulary: Vocabular
 
 
 def starting_tokens(tag: str, vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Every token that `tag` may begin in: its text holds the tag, or ends in a part of its beginning (`<`, ` <`, `.<`)."""
+    """Every token in which `tag` can begin: its text contains the tag or ends in a beginning of it (`<`, ` <`, `.<`)."""
 
     def may_start(piece: str) -> bool:
         # Half a character of a tag beyond ASCII cannot be told from half of another one.
@@ -84,7 +83,7 @@ def _continuing_tokens(rest: str, vocabulary: Vocabulary) -> tuple[int, ...]:
 
 
 def _is_number(text: str) -> bool:
-    """Whether `text` may stand behind an open tag; `.` of the token `>.` may not."""
+    """Whether `text` may follow an open tag; the `.` of the token `>.` may not."""
     return re.fullmatch(r"[ \t\r\n]*[0-9]*", text) is not None
 
 
@@ -99,12 +98,12 @@ def _select(vocabulary: Vocabulary, key: tuple, is_wanted) -> tuple[int, ...]:
 
 
 def _begun(text: str, tag: str) -> int:
-    """How many characters of `tag` the end of `text` has: the longest beginning of it, not the whole."""
+    """Length of the longest proper prefix of `tag` that `text` ends in."""
     return next((k for k in range(len(tag) - 1, 0, -1) if text.endswith(tag[:k])), 0)
 
 
 def _is_in_command(text: str, syntax: CallSyntax) -> bool:
-    """Whether `text` ends inside a command: behind an open tag, with nothing but what may become a well-formed one."""
+    """Whether `text` ends inside a command: after an open tag and with only what can still become a well-formed command."""
     _, found, rest = text.rpartition(syntax.open_tag)
     number = re.match(r"[ \t\r\n]*[0-9]*[ \t\r\n]*", rest)
     tail = rest[number.end() :] if number else rest

@@ -1,7 +1,7 @@
-"""The `<call>n</call>` syntax: find it, render it, take it out of a text or of token ids.
+"""The `<call>n</call>` syntax: find it, write it, remove it from a text or from token ids.
 
-Owns what a command looks like and nothing else: who may call, how often and what happens then is `relay.py`'s business.
-Pure text and token ids; no torch, no TRL, no vLLM.
+Owns what a command looks like. `relay.py` decides who may call, how often, and what happens then. Works on text and token
+ids only; imports no torch, no TRL and no vLLM.
 """
 
 import re
@@ -16,7 +16,7 @@ _BLANKS = r"[ \t\r\n]*"
 
 
 class Codec(Protocol):
-    """The part of a vocabulary that removing a command from token ids needs."""
+    """The part of a vocabulary that is needed to remove a command from token ids."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -47,7 +47,7 @@ class CallSyntax:
         close_tag (`str`, defaults to `"</call>"`): likewise.
 
     Raises:
-        ValueError: a tag is no text or empty, begins or ends with a blank or a digit, or one tag contains the other.
+        ValueError: a tag is not a text, is empty, begins or ends with a blank or a digit, or contains the other tag.
     """
 
     open_tag: str = "<call>"
@@ -98,12 +98,12 @@ class CallSyntax:
         return commands
 
     def settled(self, text: str) -> int:
-        """How many characters of `text`, which goes on, can be part of no command that is still open at its end."""
+        """How many characters of `text` cannot belong to a command that is still open at its end; the text may go on."""
         begun = self._beginning.search(text)
         return begun.start() if begun else len(text)
 
     def count_malformed(self, text: str) -> int:
-        """Open tags of `text` that begin no well-formed command: empty, not a number, n = 0, or never closed."""
+        """How many open tags of `text` begin no well-formed command: empty, not a number, n = 0, or never closed."""
         return text.count(self.open_tag) - len(self.find(text))
 
     def remove(self, text: str) -> str:
@@ -111,7 +111,7 @@ class CallSyntax:
         return _without(text, 0, self.find(text))
 
     def number_tokens(self, ids: list[int], text: str, codec: Codec) -> list[int]:
-        """Which of `ids`, which decode to `text`, hold a digit of a command's n: their places, in order."""
+        """The places of those `ids` that hold a digit of a command's n, in order. `ids` must decode to `text`."""
         places: list[int] = []
         for command in self.find(text):
             digits = re.search("[0-9]+", text[command.start + len(self.open_tag) : command.end])
@@ -124,11 +124,11 @@ class CallSyntax:
     def remove_from_ids(self, ids: list[int], text: str, codec: Codec) -> list[int]:
         """`ids` without the tokens of their commands.
 
-        A token that holds both a piece of a command and other text (`>\\n` ends a tag in many vocabularies, ` <` begins
-        one) is replaced by the encoding of that other text.
+        A token can hold a part of a command and other text: in many vocabularies `>\\n` ends a tag and ` <` begins one. It is
+        replaced by the encoding of the other text.
 
         Args:
-            ids (`list[int]`): tokens written by the student in one go.
+            ids (`list[int]`): tokens that the student wrote without interruption.
             text (`str`): what they decode to.
             codec ([`Codec`]): the vocabulary of `ids`.
 
@@ -138,14 +138,14 @@ class CallSyntax:
         commands = self.find(text)
         if not commands:
             return list(ids)
-        cuts: list[list[int]] = []  # [first token, token after the last, first character, character after the last]
+        cuts: list[list[int]] = []  # each: first token, token after the last, first character, character after the last
         for command in commands:
             begin = _locate(ids, text, command.start, codec)
             end = _locate(ids, text, command.end, codec)
             if begin is None or end is None:
                 return codec.encode(self.remove(text))
             (first, text_start), (last, text_end) = begin, end
-            while text_end < command.end:  # tokens go on after the command, to the end of a character
+            while text_end < command.end:  # include the following tokens up to the end of a character
                 last += 1
                 text_end = _start_of(last, ids, text, codec) or text_start
             if cuts and first < cuts[-1][1]:
@@ -161,7 +161,7 @@ class CallSyntax:
 
 
 def _without(piece: str, offset: int, commands: list[Command]) -> str:
-    """`piece`, which begins at character `offset` of a text, without the `commands` of that text that lie in it."""
+    """`piece` without the commands that lie in it. It begins at character `offset` of the text that `commands` belong to."""
     kept, done = "", 0
     for command in commands:
         if offset <= command.start and command.end <= offset + len(piece):
@@ -171,21 +171,21 @@ def _without(piece: str, offset: int, commands: list[Command]) -> str:
 
 
 def tokens_until(ids: list[int], text: str, at: int, codec: Codec) -> int:
-    """How many of `ids`, which decode to `text`, hold its first `at` characters."""
+    """How many `ids` hold the first `at` characters of `text`, which `ids` decode to."""
     found = _locate(ids, text, at, codec)
     return len(ids) if found is None else found[0] + (found[1] < at)
 
 
 def _start_of(token: int, ids: list[int], text: str, codec: Codec) -> int | None:
-    """The character of `text` that `ids[token:]` begin at; `None` if they begin inside one."""
+    """The character of `text` at which `ids[token:]` begin; `None` if they begin inside a character."""
     suffix = codec.decode(ids[token:])
     return len(text) - len(suffix) if text.endswith(suffix) else None
 
 
 def _locate(ids: list[int], text: str, at: int, codec: Codec) -> tuple[int, int] | None:
-    """The last token that begins at character `at` of `text` or before and inside no character, and where it begins.
+    """The last token that begins at or before character `at` of `text` and not inside a character, and where it begins.
 
-    Searched from the end, where commands usually are, in steps that double. `None` if ids and text do not fit together.
+    Searches from the end, where commands usually are, in steps that double. `None` if ids and text do not fit together.
     """
 
     def probe(token: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""What all recipes do with their command line: one YAML, unknown keys refused, and one sentence for what goes wrong."""
+"""The command line of all recipes: options from one YAML, unknown keys refused, errors as one sentence."""
 
 import difflib
 import os
@@ -16,14 +16,14 @@ from .engines.base import EngineError
 from .launch import check_launch, end_process, explain
 
 EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError)
-"""Errors that a user can mend; they reach the terminal as one sentence."""
+"""Errors that a user can fix; they are shown as one sentence."""
 
 
 class RecipeParser(TrlParser):
-    """[`~trl.TrlParser`] that names the nearest known keys of an unknown one."""
+    """[`~trl.TrlParser`] that refuses unknown keys and names the most similar known one."""
 
     def parse(self, args: list[str] | None = None) -> tuple:
-        """The dataclasses, filled from `--config file.yaml` and the command line (which wins)."""
+        """The dataclasses, filled from `--config file.yaml` and the command line, which overrides it."""
         args = list(sys.argv[1:] if args is None else args)
         for i, arg in enumerate(args):
             path = args[i + 1] if arg == "--config" and i + 1 < len(args) else arg.partition("--config=")[2]
@@ -44,7 +44,7 @@ class RecipeParser(TrlParser):
         return tuple(filled)
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:
-        """The YAML's options as defaults; argparse does not look at the kind of a default."""
+        """The YAML's options as defaults, with their types checked: argparse does not check the type of a default."""
         texts = {action.dest for action in self._actions if action.nargs is None}
         for kind in self.dataclass_types:
             hints = get_type_hints(kind)
@@ -55,7 +55,7 @@ class RecipeParser(TrlParser):
         return super().set_defaults_with_config(**kwargs)
 
     def error(self, message: str):
-        """What argparse found wrong, without the hundreds of lines of usage that it would print."""
+        """Raises argparse's error without the hundreds of lines of usage."""
         raise ValueError(f"{message[:1].upper()}{message[1:]}. Run with --help for all options.")
 
 
@@ -100,7 +100,7 @@ def run(main: Callable[[], None]):
 
 
 def _print_frames(error: BaseException | None):
-    """Where an error and its causes came from. Their words stay out: a server may have repeated a key in them."""
+    """Prints where an error and its causes came from, without their messages: a server may have repeated a key in them."""
     while error is not None:
         print(f"{type(error).__name__}, from:", file=sys.stderr)
         traceback.print_tb(error.__traceback__)

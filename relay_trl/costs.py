@@ -1,8 +1,7 @@
-"""What an answer costs: tokens written and read by both models, parameters activated, FLOPs and money.
+"""What an answer costs: tokens that both models wrote and read, active parameters, FLOPs and money.
 
-Owns the arithmetic and the YAML with parameters and prices. The counts come from the traces. A token that a model reads
-or writes takes 2 N floating-point operations for N parameters (attention left out); a token that comes from the prefix
-cache takes none.
+Owns the arithmetic and the YAML with parameters and prices. The counts come from the traces. For a model with N parameters,
+a token that it reads or writes takes 2 N floating-point operations (without attention); a token from the prefix cache none.
 
     currency: USD
     student: {parameters: 1.7e9, read: 0.02, cached: 0.005, write: 0.06}    # prices of a million tokens
@@ -29,9 +28,9 @@ class ModelCosts:
     """Size and prices of one model.
 
     Args:
-        parameters (`float`, *optional*): activated by a token; all of them but for a mixture of experts. `None`: unknown.
+        parameters (`float`, *optional*): active for a token; all parameters, except in a mixture of experts. `None`: unknown.
         read, write (`float`, *optional*): price of a million tokens; `None`: unknown.
-        cached (`float`, *optional*): of a million tokens that come from the prefix cache; `None`: as `read`.
+        cached (`float`, *optional*): price of a million tokens from the prefix cache; `None`: as `read`.
     """
 
     parameters: float | None = None
@@ -41,7 +40,7 @@ class ModelCosts:
 
     @property
     def cached_price(self) -> float | None:
-        """Of a million tokens from the prefix cache."""
+        """Price of a million tokens from the prefix cache."""
         return self.read if self.cached is None else self.cached
 
 
@@ -55,17 +54,17 @@ class PriceTable:
 
 
 NO_PRICES = PriceTable()
-"""Nothing is known."""
+"""Unknown sizes and prices."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that one model wrote and was given to read, a mean over answers.
+    """Tokens that one model wrote and read, mean over answers.
 
     Args:
-        written (`float`).
-        read (`float`, *optional*): over all requests; `None` where its engine does not tell.
-        cached (`float`, *optional*): those of `read` that came from the prefix cache.
+        written (`float`): tokens written.
+        read (`float`, *optional*): tokens read over all requests; `None` if the engine does not report them.
+        cached (`float`, *optional*): how many of `read` came from the prefix cache.
     """
 
     written: float
@@ -74,20 +73,20 @@ class Usage:
 
     @property
     def computed(self) -> float | None:
-        """Tokens read that were computed, with the prefix cache."""
+        """Tokens read that did not come from the prefix cache."""
         return None if self.read is None or self.cached is None else self.read - self.cached
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one answer costs, a mean over answers. `None` where something that it needs is unknown.
+    """What one answer costs, mean over answers. A figure is `None` if something it needs is unknown.
 
     Args:
         student, teacher ([`Usage`]).
-        active_parameters (`float`, *optional*): parameters activated by a written token, averaged over tokens.
-        flops (`float`, *optional*): both models, reading included, with the prefix cache as it was.
-        flops_uncached (`float`, *optional*): as if every request had been read anew.
-        money (`float`, *optional*): with the prefix cache as it was.
+        active_parameters (`float`, *optional*): parameters that are active for a written token, mean over tokens.
+        flops (`float`, *optional*): of both models, reading included, with the prefix cache.
+        flops_uncached (`float`, *optional*): the same without a prefix cache.
+        money (`float`, *optional*): with the prefix cache.
         currency (`str`).
     """
 
@@ -135,7 +134,7 @@ def _usage(written: Sequence[int], read: Sequence[Reading]) -> Usage:
 
 
 def _times(count: float | None, factor: float | None) -> float | None:
-    if count == 0:  # nothing of something unknown is nothing
+    if count == 0:  # 0 times an unknown factor is 0
         return 0.0
     return None if count is None or factor is None else count * factor
 
@@ -164,7 +163,7 @@ def load_costs(path: str | None) -> PriceTable:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such YAML, or has a field that is unknown or no finite number of at least 0.
+        ValueError: it is not such a YAML, a field is unknown, or a value is not a finite number of at least 0.
     """
     if path is None:
         return NO_PRICES
@@ -191,7 +190,7 @@ def _number(value, where: str) -> float | None:
     if value is None:
         return None
     try:
-        number = float(value)  # YAML takes 8.2e9 for a text
+        number = float(value)  # YAML reads 8.2e9 as a text
     except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number < math.inf:
@@ -200,7 +199,7 @@ def _number(value, where: str) -> float | None:
 
 
 def count_parameters(model: str | None) -> int | None:
-    """All parameters of a model in a local folder, from the headers of its safetensors; `None` for what is none."""
+    """The number of parameters of a model in a local folder, from the headers of its safetensors; `None` for anything else."""
     files = sorted(Path(model).glob("*.safetensors")) if model and Path(model).is_dir() else []
     total = 0
     for path in files:
@@ -217,7 +216,7 @@ def count_parameters(model: str | None) -> int | None:
 
 
 def fill_parameters(prices: PriceTable, student: str | None, teacher: str | None) -> PriceTable:
-    """`prices` with the parameters of models in local folders where they are not given."""
+    """`prices` with missing parameters counted, for models in local folders."""
     filled = {}
     for name, path in (("student", student), ("teacher", teacher)):
         model: ModelCosts = getattr(prices, name)

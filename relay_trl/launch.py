@@ -1,7 +1,7 @@
-"""The processes of a run: whether they know of one another, how they end, and which of them hang or are gone.
+"""The processes of a run: checks of the launch, how a process ends, and which processes hang or are gone.
 
-Owns the checks of a launch, the end of a process, the limit on waiting on CPUs, where transformers hands `ddp_timeout` to
-nobody, and who is missing once a collective operation has failed. On GPUs NCCL has the limit already, and its own words.
+Also owns the limit on waiting on CPUs, where transformers does not pass `ddp_timeout` on, and finds out which process is
+missing when a collective operation has failed. On GPUs NCCL has its own limit and its own messages.
 """
 
 import atexit
@@ -23,14 +23,14 @@ from .redaction import redact
 
 _TIMEOUT, _CLOSED = "timeout", "closed"
 _WORDS = ("gloo/transport", "application timeout caused pair closure")
-"""What gloo's errors have in them: the file that they come from, or this, where another thread's timeout closed the connection."""
+"""Texts in gloo's errors: the file that they come from, or what it says when another thread's timeout closed the connection."""
 
 _WAIT_S = 10.0
-"""Seconds in which those that live find their own operation broken, once one of them has."""
+"""Seconds in which all living processes notice a broken operation after one of them has."""
 
 
 def check_launch(configs: Iterable[object]):
-    """Refuses a launch whose processes do not know of one another: each would train alone, as rank 0, without a word."""
+    """Refuses a launch whose processes do not know of each other: each would train alone as rank 0, without an error."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     for config in configs:
         known = getattr(config, "world_size", launched)
@@ -47,7 +47,7 @@ def check_launch(configs: Iterable[object]):
 
 
 def _check_same_everywhere(configs: Iterable[Any]):
-    """Refuses options that differ from process to process: they would train different models, or wait for ever."""
+    """Refuses options that differ between processes: they would train different models or wait for ever."""
     own = {
         item.name: repr(redact(getattr(config, item.name, None), item.name))
         for config in configs
@@ -67,16 +67,16 @@ def _check_same_everywhere(configs: Iterable[Any]):
 
 
 def limit_waiting(seconds: float):
-    """Ends every operation over gloo that takes longer, in all groups that there are by now."""
+    """Sets the time limit of operations over gloo, in all process groups that exist."""
     for group, (backend, _) in list(distributed_c10d._world.pg_map.items()):
         if "gloo" in str(backend):
             distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for an operation between processes that failed over gloo, `None` for any other error.
+    """The sentence for an operation between processes that failed over gloo; `None` for any other error.
 
-    Every process that comes here says in the store that all share how its operation failed; those that do not within ten
+    Every process that gets here writes into the shared store how its operation failed. Processes that do not write within ten
     seconds are named.
     """
     words = str(error).lower()
@@ -84,17 +84,17 @@ def explain(error: BaseException) -> str | None:
         return None
     own = _TIMEOUT if "timed out" in words or "timeout" in words else _CLOSED
     answers: dict[int, str] = {}
-    # A store whose keeper hangs never comes back
+    # A store never answers if the process that keeps it hangs
     asking = threading.Thread(target=_ask, args=(own, answers), daemon=True)
     asking.start()
     asking.join(_WAIT_S + 5)
     missing = sorted(set(range(distributed.get_world_size())) - set(answers))
     if not answers:
-        missing = [0]  # it keeps the store where there is no launcher to do so
+        missing = [0]  # without a launcher, process 0 keeps the store
     if not missing:
         return None
     who = " and ".join(map(str, missing))
-    if _TIMEOUT in (own, *answers.values()):  # the first that times out closes its connections to the others
+    if _TIMEOUT in (own, *answers.values()):  # the first process that times out closes its connections to the others
         what = f"No answer from process {who} within ddp_timeout: hung, or at work on one thing for longer than that."
     else:
         what = f"Lost process {who}, which ended first; its own words or the system's log say why."
@@ -102,7 +102,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _ask(kind: str, answers: dict[int, str]):
-    """Says how this process's operation failed, and collects what the others say of theirs."""
+    """Writes how this process's operation failed, and collects what the others wrote."""
     store, own, size = distributed_c10d._get_default_store(), distributed.get_rank(), distributed.get_world_size()
     store.set_timeout(timedelta(seconds=_WAIT_S))
     store.set(f"lost/{own}", kind)
@@ -115,17 +115,16 @@ def _ask(kind: str, answers: dict[int, str]):
 
 
 def end_in_order():
-    """Makes a process end with 0 that was told to leave and left: uvicorn raises its signal once more when all has ended."""
+    """Exits with status 0 after SIGTERM or SIGINT: uvicorn raises the signal again when it has shut down."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
 
 
 def end_process(status: int = 0):
-    """Ends one of several processes as soon as what is registered for its end has run.
+    """Ends one of several processes, after the functions that are registered with `atexit`.
 
-    A process group that is taken down with the interpreter, or by hand, aborts the process now and then, as threads of gloo
-    are still running.
+    If the process group were destroyed, by hand or with the interpreter, gloo's running threads would sometimes abort the process.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

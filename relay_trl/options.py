@@ -13,10 +13,10 @@ from .prompts import check_template
 
 
 def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """An option that is a mapping, in a YAML as such and on the command line as JSON.
+    """An option that is a mapping: in a YAML as such, on the command line as JSON.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is not a mapping.
     """
     if isinstance(value, str):
         try:
@@ -29,11 +29,11 @@ def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | N
 
 
 def broken_groups(batch: int, processes: int, steps: int, group: int) -> str | None:
-    """What is wrong with a draw of rollouts that leaves a group incomplete, `None` where all are whole.
+    """What is wrong with a draw of rollouts that leaves a group incomplete; `None` if all groups are complete.
 
     Args:
         batch (`int`): `per_device_train_batch_size`.
-        processes (`int`), steps (`int`): processes, and `steps_per_generation`.
+        processes (`int`), steps (`int`): number of processes, and `steps_per_generation`.
         group (`int`): `num_generations`.
     """
     rollouts = batch * processes * steps
@@ -47,7 +47,7 @@ def broken_groups(batch: int, processes: int, steps: int, group: int) -> str | N
 
 @dataclass
 class PromptFields:
-    """How prompts are built and answers read: the same in every stage.
+    """How prompts are built and answers are read, the same in every stage.
 
     Args:
         prompt_template (`str`, defaults to `"{problem}"`): the user's turn.
@@ -77,7 +77,7 @@ class PromptFields:
         """Refuses tags and templates that cannot work.
 
         Raises:
-            ValueError: naming the field.
+            ValueError: with the name of the field.
         """
         self.syntax  # noqa: B018  (its own checks)
         check_template(self.prompt_template)
@@ -124,7 +124,7 @@ class TeacherFields:
     teacher_concurrency: int = field(default=64, metadata={"help": "Requests to a server under way at once."})
 
     def check_teacher(self):
-        """Refuses a backend or an API that does not exist, and brings a list of servers into one form."""
+        """Refuses an unknown backend or API, and joins a list of servers into one text."""
         if isinstance(self.teacher, list):
             lacking = [name for name in self.teacher if "://" not in name]
             if lacking and len(self.teacher) > 1:
@@ -137,7 +137,7 @@ class TeacherFields:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}.")
 
     def teacher_options(self) -> dict[str, Any]:
-        """How the teacher's engine is loaded; see [`~relay_trl.engines.loading.load_engine`]."""
+        """Options of the teacher's engine; see [`~relay_trl.engines.loading.load_engine`]."""
         return {
             "backend": self.teacher_backend,
             "tokenizer": self.teacher_tokenizer,

@@ -1,6 +1,6 @@
-"""A problem as each model wants it: one prompt builder for every stage, so that no stage differs from another.
+"""A problem as the prompt of each model. All stages use the same builder, so that their prompts do not differ.
 
-Owns templates and chat formats. Which rows there are is `data/`'s business.
+Owns templates and chat formats. The rows come from `data/`.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ BOXED_TEMPLATE = "{problem}\nPlease reason step by step, and put your final answ
 
 
 def check_template(template: str):
-    """Refuses a template that a problem cannot be put in.
+    """Refuses a template that cannot hold a problem.
 
     Raises:
         ValueError: it has no `{problem}`, or other braces that are not doubled.
@@ -36,12 +36,12 @@ class PromptBuilder:
 
     Args:
         student ([`~transformers.PreTrainedTokenizerBase`]): the student's tokenizer.
-        teacher ([`Engine`], *optional*): its vocabulary's chat template renders the teacher's prompt; an engine without
+        teacher ([`Engine`], *optional*): the chat template of its vocabulary renders the teacher's prompt; an engine without
             a vocabulary gets chat messages or text.
-        template (`str`, defaults to `"{problem}"`): the user's turn, or the whole prompt of a model without a chat
-            template. Literal braces are doubled.
+        template (`str`, defaults to `"{problem}"`): the user turn, or the whole prompt of a model without a chat template.
+            Literal braces are doubled.
         system (`str`, *optional*): a system turn.
-        is_chat (`bool`, *optional*): whether to use the chat template; `None` uses it where the tokenizer has one.
+        is_chat (`bool`, *optional*): whether to use the chat template; `None` uses it if the tokenizer has one.
         chat_template_kwargs (`dict`): passed to both models' chat templates; thinking is off unless asked for.
     """
 
@@ -78,7 +78,7 @@ class PromptBuilder:
         return list(tokenizer(self.text(problem))["input_ids"])
 
     def text(self, problem: str | list[dict]) -> str:
-        """The prompt of a model that knows no chat."""
+        """The prompt of a model without a chat template."""
         return "\n\n".join(message["content"] for message in self.messages(problem))
 
     def student_ids(self, problem: str | list[dict]) -> list[int]:
@@ -86,7 +86,7 @@ class PromptBuilder:
         return self._ids(self.student, problem)
 
     def teacher_context(self, problem: str | list[dict]) -> Context | None:
-        """The teacher's prompt in the form that its engine takes; `None` without a teacher."""
+        """The teacher's prompt in the form that its engine accepts; `None` without a teacher."""
         if self.teacher is None:
             return None
         if self.teacher.vocabulary is not None:

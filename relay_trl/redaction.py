@@ -1,6 +1,6 @@
 """Keeps secrets out of what a run writes: URLs without credentials, training arguments without tokens.
 
-Owns what counts as a secret. Which files travel with a model is `hub/model_card.py`'s business.
+Owns what counts as a secret. `hub/upload.py` decides which files are pushed.
 """
 
 import copy
@@ -41,10 +41,9 @@ def redact(value: Any, name: str = "") -> Any:
     """A copy of `value` without secrets.
 
     Args:
-        value (`Any`): dicts, lists and tuples are gone through, strings have the URLs in them masked, anything else is
-            taken as it is.
-        name (`str`, *optional*): of the setting that holds it; a value under a name such as `hub_token` or
-            `teacher_api_key` becomes `None`.
+        value (`Any`): dicts, lists and tuples are searched, URLs in strings are masked, other values stay as they are.
+        name (`str`, *optional*): name of the setting. The value of a setting such as `hub_token` or `teacher_api_key`
+            becomes `None`.
     """
     if _SECRET_NAME.search(name):
         return None
@@ -60,8 +59,8 @@ def redact(value: Any, name: str = "") -> Any:
 class RedactedArguments:
     """Mixin, named before the parent, for training arguments that are written next to a model.
 
-    `Trainer` pickles its arguments into `training_args.bin`, which `push_to_hub` uploads with `hub_token` in it, and
-    hands `to_dict()` to every tracker, TensorBoard's uploaded event files included. Copies made in memory stay whole.
+    `Trainer` pickles its arguments, `hub_token` included, into `training_args.bin`, which `push_to_hub` uploads. It also gives
+    `to_dict()` to every tracker, among them TensorBoard's event files, which are uploaded too. Copies in memory stay complete.
 
     Decorate the child with `@dataclass(repr=False)`, or the generated `repr` shows everything.
     """

@@ -1,7 +1,7 @@
-"""The coroutine at the centre: one prompt, a student, a teacher, and who writes when (paper, section 3.1).
+"""The relay coroutine: one prompt, a student and a teacher, and who writes when (paper, section 3.1).
 
-The only place where student and teacher alternate. Training, evaluation, data building and serving all run it. It knows
-no batches: engines batch whatever is in flight.
+Owns the rules of a relay, and is the only place where student and teacher alternate. Training, evaluation, warm-up data and
+serving all run it. It knows no batches: engines batch the requests that are under way.
 """
 
 import hashlib
@@ -27,23 +27,22 @@ class RelayRules:
     """The rules of a relay.
 
     Args:
-        max_completion_tokens (`int`, defaults to `1024`): budget of a completion, the teacher's tokens and the commands
-            included.
+        max_completion_tokens (`int`, defaults to `1024`): budget of a completion, with the teacher's tokens and the commands.
         syntax ([`CallSyntax`]): how a call is written.
-        max_calls (`int`, defaults to `3`): answered calls per rollout; 0 answers none. Released code: 3 in training, 5
-            in evaluation.
-        max_call_tokens (`int`, *optional*): most tokens of one answer; `None` leaves it to the budget.
-        max_teacher_tokens (`int`, *optional*): most tokens of all answers together; `None` leaves it to the budget.
-        fixed_call_tokens (`int`, *optional*): grant every call this many tokens, whatever it asks for (the paper's
-            fixed-length comparison).
-        is_ended_by_teacher (`bool`, defaults to `True`): whether a teacher that ends its answer ends the rollout; else
+        max_calls (`int`, defaults to `3`): how many calls of a rollout are answered; 0 answers none. The released code has 3 in
+            training and 5 in evaluation.
+        max_call_tokens (`int`, *optional*): most tokens of one answer; `None`: only the budget limits it.
+        max_teacher_tokens (`int`, *optional*): most tokens of all answers together; `None`: only the budget limits them.
+        fixed_call_tokens (`int`, *optional*): every call gets this many tokens, whatever it asks for (the paper's comparison
+            with fixed lengths).
+        is_ended_by_teacher (`bool`, defaults to `True`): whether the rollout ends when the teacher ends its answer; otherwise
             the student goes on.
-        is_stopped_by_failure (`bool`, defaults to `True`): whether a teacher that fails ends the rollout with
-            `StopReason.TEACHER_ERROR`; else the student goes on alone.
-        student (`Sampling`), teacher (`Sampling`): how each draws its tokens. Their seeds are set per rollout.
-        call_bias (`float`, defaults to `0.0`): bias on the tokens with which the student begins a call, see
-            `call_bias.py`: below 0 it calls less often, above 0 more often (as long as calls are answered), at `-inf`
-            never. Not for training, which needs the student's own distribution.
+        is_stopped_by_failure (`bool`, defaults to `True`): whether the rollout ends with `StopReason.TEACHER_ERROR` when the
+            teacher fails; otherwise the student goes on alone.
+        student (`Sampling`), teacher (`Sampling`): how each model samples. The seeds are set per rollout.
+        call_bias (`float`, defaults to `0.0`): bias on the tokens that begin a call, see `call_bias.py`. Below 0 the student
+            calls less often, above 0 more often (as long as calls are answered), at `-inf` never. Not for training, which
+            needs the student's own distribution.
     """
 
     max_completion_tokens: int = 1024
@@ -73,12 +72,12 @@ class RelayRules:
 
 @dataclass(frozen=True)
 class RelayPrompt:
-    """One prompt as each model wants it.
+    """One prompt as each model gets it.
 
     Args:
         student (`list[int]`): the student's token ids.
-        teacher (`list[int]`, `str` or `list[dict]`, *optional*): the teacher's own rendering: its token ids, a text, or
-            chat messages; `None` where there is no teacher.
+        teacher (`list[int]`, `str` or `list[dict]`, *optional*): the teacher's rendering: its token ids, a text, or chat
+            messages; `None` without a teacher.
     """
 
     student: list[int]
@@ -94,22 +93,22 @@ async def relay(
     listener: Listener | None = None,
     trace: Trace | None = None,
 ) -> Trace:
-    """Lets the student answer `prompt`, with the teacher writing where the student calls it.
+    """Lets the student answer `prompt`; the teacher writes where the student calls it.
 
     Args:
         prompt ([`RelayPrompt`]).
         student ([`Engine`]): must have a vocabulary.
-        teacher ([`Engine`], *optional*): `None` leaves every call unanswered.
+        teacher ([`Engine`], *optional*): with `None`, no call is answered.
         config ([`RelayRules`]).
-        seed (`int`, *optional*): fixes the student's and the teacher's sampling for this rollout.
-        listener ([`Listener`], *optional*): told of every text while it is being written.
-        trace ([`Trace`], *optional*): an empty one to fill, for who may cancel this and still wants to know.
+        seed (`int`, *optional*): fixes the sampling of both models for this rollout.
+        listener ([`Listener`], *optional*): gets every text while it is written.
+        trace ([`Trace`], *optional*): an empty trace to fill. A caller that cancels the rollout can read it.
 
     Returns:
         [`Trace`]: the finished rollout.
 
     Raises:
-        EngineError: the student failed. A failing teacher is recorded in the trace instead.
+        EngineError: the student failed. A failure of the teacher is recorded in the trace instead.
     """
     vocabulary = student.vocabulary
     if vocabulary is None:
@@ -153,7 +152,7 @@ async def relay(
 
 
 def _next_piece(trace: Trace, vocabulary: Vocabulary, config: RelayRules, is_open: bool) -> Piece:
-    """What the student is asked for next: all that is left, up to a call that is answered, unless its calls are biased."""
+    """The student's next request: all that is left, up to a call that can be answered; with a bias only the next piece."""
     if config.call_bias < 0 or (config.call_bias > 0 and is_open):
         is_going_on = bool(trace.spans) and trace.spans[-1].author is Author.STUDENT
         return next_piece(config.call_bias, trace.spans[-1].text if is_going_on else "", config.syntax, vocabulary)
@@ -167,12 +166,12 @@ def _teacher_budget(trace: Trace, config: RelayRules) -> int:
 
 
 def _to(feed: Feed | None) -> dict[str, Any]:
-    # An engine of somebody's own that cannot stream serves whoever does not ask for it
+    # Passed only if needed, so that an engine without streaming can be used too
     return {} if feed is None else {"on_tokens": feed}
 
 
 def _add_student(trace: Trace, written: Generation, vocabulary: Vocabulary, syntax: CallSyntax) -> Command | None:
-    """Appends what the student wrote; returns the command that its last token completes, if any."""
+    """Appends what the student wrote. Returns the command that its last token completes, if there is one."""
     if not written.ids:
         raise EngineError("The student's engine returned no token ids; a student's must, at least one per request.")
     ids = written.ids[:-1] if written.finish is FinishReason.EOS else written.ids
@@ -209,11 +208,11 @@ async def ask_teacher(
     sampling: Sampling,
     listener: Listener | None = None,
 ):
-    """Answers the trace's last call: shows the teacher the text without commands and splices in what it writes.
+    """Answers the trace's last call: the teacher gets the text without commands, and its answer is appended.
 
     Args:
-        trace ([`Trace`]): changed in place; its last call is one that nobody has answered yet.
-        left (`int`): completion tokens that the budget still has.
+        trace ([`Trace`]): changed in place. Its last call has no answer yet.
+        left (`int`): completion tokens that are left of the budget.
     """
     call = trace.calls[-1]
     tags = (config.syntax.open_tag, config.syntax.close_tag)
@@ -237,7 +236,7 @@ async def ask_teacher(
             trace.stop = StopReason.TEACHER_ERROR
         if error.written is None:
             return
-        # A listener has been told of these words: they stay
+        # A listener already has this text, so it stays
         ids, is_ended = teacher_ids(error.written, vocabulary, teacher, tags, call.granted)[0], False
     finally:
         call.wait_s = time.perf_counter() - started
@@ -258,8 +257,10 @@ async def ask_teacher(
 
 
 def turn_seed(seed: int | None, turn: int) -> int | None:
-    """The seed of a rollout's `turn`-th request: the rollout's own for the first, so that a rollout without calls is
-    what the engine alone would write; then one that shares no random numbers with it.
+    """The seed of a rollout's request number `turn`.
+
+    The first request has the rollout's own seed, so that a rollout without calls is what the engine alone would write. Later
+    requests have other seeds, so that they do not repeat its random numbers.
     """
     if seed is None or turn == 0:
         return seed

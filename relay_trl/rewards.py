@@ -1,7 +1,7 @@
-"""Group rewards: numbers for all rollouts of one prompt, from what they have in common (paper, section 3.3).
+"""Group rewards: one number for each rollout of a prompt, which may depend on the whole group (paper, section 3.3).
 
-Owns the built-in rewards and how a user's own is found. Which rollouts form a group, across processes and micro-batches,
-is `training/`'s business; whether an answer is right is `grading/grader.py`'s.
+Owns the built-in rewards and how a user's own reward is found. `training/grpo.py` forms the groups, across processes and
+micro-batches; `grading/` decides whether an answer is right.
 """
 
 import importlib
@@ -11,12 +11,12 @@ from enum import StrEnum
 from typing import Any
 
 GroupReward = Callable[[Sequence[bool], Sequence[bool], Sequence[float]], Sequence[float | None]]
-"""`reward(correct, called, teacher_share)`: three sequences of one length, one entry per rollout of the same prompt, to
-one number each; `None` leaves a rollout unscored and out of its group's baseline."""
+"""`reward(correct, called, teacher_share)`: gets three sequences with one entry per rollout of a prompt, returns one number
+per rollout. `None` leaves a rollout without a reward and out of its group's baseline."""
 
 
 class Difficulty(StrEnum):
-    """What a group shows about its prompt: solved without a call, solved only with one, or not solved."""
+    """How hard a prompt was for its group: solved without a call, solved only with a call, or not solved."""
 
     STUDENT_SOLVABLE = "student_solvable"
     TEACHER_DEPENDENT = "teacher_dependent"
@@ -24,7 +24,7 @@ class Difficulty(StrEnum):
 
 
 def difficulty(correct: Sequence[bool], called: Sequence[bool]) -> Difficulty:
-    """The kind of a group (paper, table of section 3.3)."""
+    """The difficulty of a group (paper, table of section 3.3)."""
     if any(c and not k for c, k in zip(correct, called, strict=True)):
         return Difficulty.STUDENT_SOLVABLE
     return Difficulty.TEACHER_DEPENDENT if any(correct) else Difficulty.TEACHER_UNSOLVABLE
@@ -36,7 +36,7 @@ def difficulty_aware(
     teacher_share: Sequence[float],
     unsolvable_reward: float | None = None,
 ) -> list[float]:
-    """The paper's reward, which prefers no call where one rollout shows that none was needed.
+    """The paper's reward. It prefers answers without a call if one rollout of the group shows that none was needed.
 
     | the group has | correct, no call | correct, call | wrong, no call | wrong, call |
     |---|---|---|---|---|
@@ -46,8 +46,8 @@ def difficulty_aware(
 
     Args:
         correct, called, teacher_share (`Sequence`, shape (G,)): one prompt's rollouts.
-        unsolvable_reward (`float`, *optional*): a constant in place of the last cell's rho, which, divided by the
-            group's spread, rewards ever longer calls.
+        unsolvable_reward (`float`, *optional*): a constant instead of rho in the last cell. GRPO divides by the group's
+            spread, so rho there rewards longer and longer calls.
     """
     kind = difficulty(correct, called)
     rewards = []
@@ -64,12 +64,12 @@ def difficulty_aware(
 
 
 def simple(correct: Sequence[bool], called: Sequence[bool], teacher_share: Sequence[float]) -> list[float]:
-    """1[correct] - rho, without a look at the group (paper, section 3.3)."""
+    """1[correct] - rho, independent of the group (paper, section 3.3)."""
     return [float(is_correct) - rho for is_correct, rho in zip(correct, teacher_share, strict=True)]
 
 
 def accuracy(correct: Sequence[bool], called: Sequence[bool], teacher_share: Sequence[float]) -> list[float]:
-    """1[correct]: plain GRPO, where calls cost nothing."""
+    """1[correct]: plain GRPO; calls cost nothing."""
     return [float(is_correct) for is_correct in correct]
 
 
@@ -80,14 +80,14 @@ def load_function(path: str, what: str) -> Callable:
     """The function at the dotted path `package.module:function`.
 
     Raises:
-        ValueError: the path is not of this form, or leads nowhere.
+        ValueError: the path does not have this form, or there is no such function.
     """
     module, _, name = path.partition(":") if isinstance(path, str) else ("", "", "")
     if not module or not name:
         raise ValueError(f"{what} is {path!r}; give a dotted path such as 'my_package.my_module:my_function'.")
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a user's module may fail in any way while it is imported
+    except Exception as error:  # the import of a user's module can fail in any way
         raise ValueError(
             f"{what} {path!r} cannot be imported ({error}). Check the spelling, and that the module's folder is on "
             "PYTHONPATH."
@@ -101,7 +101,7 @@ def load_reward(name: str) -> Callable:
     """A group reward by its built-in name or by a dotted path `package.module:function`.
 
     Raises:
-        ValueError: neither leads to a function.
+        ValueError: there is no such reward.
     """
     if isinstance(name, str) and name in BUILT_IN:
         return BUILT_IN[name]
@@ -113,14 +113,14 @@ def load_reward(name: str) -> Callable:
 
 
 def check_options(reward: Callable, name: str, options: Mapping[str, Any]):
-    """Refuses options that a reward does not take, before a run comes to its first reward.
+    """Refuses options that a reward does not take, before the run starts.
 
     Raises:
-        ValueError: naming those that it takes.
+        ValueError: with the options that the reward takes.
     """
     try:
         signature = inspect.signature(reward)
-    except ValueError:  # of a function without one, such as some written in C
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind([], [], [], **options)

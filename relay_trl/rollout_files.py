@@ -1,10 +1,9 @@
-"""The rollouts of a training on disk: JSON lines that each process appends, and how they are read while it runs.
+"""The rollouts of a training on disk: JSON lines that each process appends, and a reader that can follow a run.
 
-Owns the files under `<output_dir>/_rollouts`: their format, their size, what a resumed run keeps of them, and following
-them. The name begins with "_" so that `Trainer` leaves them out of what it pushes. Who writes is `training/`, who shows
-them is `viewer/`.
+Owns the files under `<output_dir>/_rollouts`: format, size, what a resumed run keeps of them, and how they are followed.
+`training/` writes them, `viewer/` shows them. The name begins with "_" so that `Trainer` does not push them.
 
-    _rollouts/run.json                     what is trained; a new `id` whenever a training begins or goes on
+    _rollouts/run.json                     what is trained; a new `id` whenever a training begins or resumes
     _rollouts/metrics.jsonl                one line per log of the trainer: `step` and its figures
     _rollouts/rank0000-000000.jsonl, ...   one line per prompt and process of a [`Draw`]
 """
@@ -31,7 +30,7 @@ FOLDER = "_rollouts"
 METRICS = "metrics.jsonl"
 RUN = "run.json"
 VERSION = 1
-_PARTS = 8  # files that a process's share is cut into, so that the oldest can go
+_PARTS = 8  # files per process; the oldest one is removed first
 _NAME = re.compile(r"rank(\d+)-(\d+)\.jsonl")
 
 
@@ -70,13 +69,13 @@ class Draw:
 
 
 class RolloutWriter:
-    """Appends what one process of a training has seen; a disk that fails is named once and stops nothing.
+    """Appends the rollouts of one process of a training. If the disk fails, it warns once and the training goes on.
 
     Args:
         output_dir (`str` or `Path`): of the training.
         syntax ([`CallSyntax`]): of its commands.
         rank (`int`, defaults to `0`), world_size (`int`, defaults to `1`): of this process.
-        max_mb (`int`, defaults to `512`): MiB of rollouts that this process keeps; the oldest go first. 0 writes nothing.
+        max_mb (`int`, defaults to `512`): MiB of rollouts that this process keeps; the oldest are removed first. 0 writes none.
     """
 
     def __init__(
@@ -90,18 +89,18 @@ class RolloutWriter:
         self.is_on = max_mb > 0
 
     def start(self, step: int, run: dict[str, Any]):
-        """Drops what a killed run wrote after the checkpoint that this one goes on from, and all of an earlier run.
+        """Drops what a killed run wrote after the checkpoint that this run resumes from, and everything of an earlier run.
 
         Args:
-            step (`int`): optimizer steps done; 0 begins anew.
-            run (`dict`): JSON-ready, for whoever looks at the run.
+            step (`int`): optimizer steps done; 0 for a new run.
+            run (`dict`): what the viewer shows of the run; JSON-ready.
         """
         self._do(lambda: self._start(step, run))
 
     def _start(self, step: int, run: dict[str, Any]):
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, rank, _ in _files(self.folder):
-            # The first process also sees to files of processes that this run, unlike an earlier one, does not have.
+            # The first process also cleans the files of processes that an earlier run had and this one has not.
             if rank == self.rank or (self.rank == 0 and rank >= self.world_size):
                 _keep(path, lambda entry: entry["step"] <= step)
         if self.rank == 0:
@@ -138,12 +137,12 @@ class RolloutWriter:
         self._do(lambda: self._append(self._part(), lines.values()))
 
     def log(self, step: int, figures: dict[str, Any]):
-        """Writes the trainer's figures of a step; of the first process."""
+        """Writes the trainer's figures of a step; for the first process."""
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         self._do(lambda: self._append(self.folder / METRICS, [{"step": step, **numbers}]))
 
     def _part(self) -> Path:
-        """The file to append to: the newest, or one after it once that is full; then the oldest goes."""
+        """The file to append to: the newest one, or a new one if that is full; the oldest one is then removed."""
         own = [path for path, rank, _ in _files(self.folder) if rank == self.rank]
         if own and own[-1].stat().st_size < self.part_bytes:
             return own[-1]
@@ -154,7 +153,7 @@ class RolloutWriter:
 
     @staticmethod
     def _append(path: Path, lines: Iterable[dict]):
-        # A lone surrogate, which UTF-8 has no bytes for, becomes the escape that JSON has for it.
+        # UTF-8 has no bytes for half of a surrogate pair; it becomes JSON's escape.
         text = "".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines)
         with open(path, "ab") as file:
             file.write(text.encode("utf-8", "backslashreplace"))
@@ -170,7 +169,7 @@ class RolloutWriter:
 
 
 def describe(trace: Trace, syntax: CallSyntax, is_correct: bool, reward: float, advantage: float) -> dict[str, Any]:
-    """What is kept of a rollout: its pieces, and the figures that a reader filters by."""
+    """What is kept of a rollout: its segments, and the figures that a reader can filter by."""
     return {
         "correct": None if trace.has_failed else is_correct,
         "called": trace.has_called,
@@ -187,7 +186,7 @@ def describe(trace: Trace, syntax: CallSyntax, is_correct: bool, reward: float, 
 
 
 def finite(value: Any) -> Any:
-    """A copy of JSON-ready `value` with `None` for numbers that JSON has no word for."""
+    """A copy of JSON-ready `value` with `None` for NaN and infinite numbers, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -202,7 +201,7 @@ def _files(folder: Path) -> list[tuple[Path, int, int]]:
 
 
 def _keep(path: Path, is_kept: Callable[[dict], bool]):
-    """Leaves the lines of `path` that are whole and kept; a file without any goes."""
+    """Keeps the whole lines of `path` for which `is_kept` is true; removes the file if none is left."""
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -217,7 +216,7 @@ def _keep(path: Path, is_kept: Callable[[dict], bool]):
 
 
 def _parse(line: bytes) -> dict | None:
-    """The entry of a line, `None` of one that was cut or is none of ours."""
+    """The entry of a line; `None` if the line is cut or has another format."""
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
@@ -226,14 +225,14 @@ def _parse(line: bytes) -> dict | None:
 
 
 class RolloutReader:
-    """Follows the files of a run, while it is being trained or after.
+    """Follows the files of a run, during the training or after it.
 
     Args:
         run (`str` or `Path`): the training's output folder.
 
     Raises:
-        FileNotFoundError: it is no training's output, or one that wrote no rollouts.
-        ValueError: they were written in a newer format.
+        FileNotFoundError: the folder has no rollouts.
+        ValueError: they have a newer format.
     """
 
     def __init__(self, run: str | Path):
@@ -248,11 +247,11 @@ class RolloutReader:
             )
 
     def poll(self) -> tuple[bool, list[dict], list[dict]]:
-        """What was written since the last time.
+        """What was written since the last call.
 
         Returns:
-            `tuple`: whether everything before is to be forgotten, because the run began anew or went on from a checkpoint;
-            the groups that became whole, in order; and the trainer's figures.
+            `tuple`: whether to drop everything read before, because the run began again or resumed from a checkpoint; the groups
+            that are complete now, in order; and the trainer's figures.
         """
         run = json.loads((self.folder / RUN).read_text(encoding="utf-8"))
         if run["version"] > VERSION:
@@ -278,7 +277,7 @@ class RolloutReader:
     def _new_lines(self, path: Path) -> list[dict]:
         try:
             file = open(path, "rb")
-        except FileNotFoundError:  # the oldest may go at any time
+        except FileNotFoundError:  # the oldest file can be removed at any time
             return []
         with file:
             inode, done = self._read.get(path.name, (os.fstat(file.fileno()).st_ino, 0))
@@ -289,7 +288,7 @@ class RolloutReader:
         return [entry for line in text[:end].splitlines(keepends=True) if (entry := _parse(line)) is not None]
 
     def _join(self, entry: dict) -> dict | None:
-        """The whole group that `entry` completes; one that lies across processes comes in parts."""
+        """The group that `entry` completes, or `None`. A group of several processes comes in parts."""
         key = (entry["step"], entry["batch"], entry["group"])
         group = self._parts.pop(key, None)
         if group is not None:

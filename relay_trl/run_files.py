@@ -1,4 +1,4 @@
-"""What survives a kill: whole files or none, rows that a killed run goes on with, and hashes that tell one run from another.
+"""Files that survive a kill: atomic writes, rows that a killed run continues, and hashes that tell runs apart.
 
 Owns how such files are written and read, not what is in them.
 """
@@ -22,16 +22,16 @@ _BLOCK = 65536
 
 
 class ResumableRows:
-    """A file of rows by number, opened for reading and writing. Half a last line, of a run that was killed, is dropped.
+    """A file of numbered rows, open for reading and writing. An incomplete last line, left by a killed run, is dropped.
 
     Args:
-        path (`str` or `Path`): created with its folders where it does not exist.
+        path (`str` or `Path`): created with its folders if it does not exist.
         settings (`dict`): JSON-ready; everything that the rows depend on.
-        is_read_only (`bool`, defaults to `False`): for a file that another process may be writing: it must exist, and half a
-            last line is left there.
+        is_read_only (`bool`, defaults to `False`): for a file that another process may be writing. It must exist, and an
+            incomplete last line stays.
 
     Raises:
-        ValueError: the file was begun with other settings or by another version, or is no such file.
+        ValueError: the file was begun with other settings or by another version, or has another format.
     """
 
     def __init__(self, path: str | Path, settings: dict, is_read_only: bool = False):
@@ -51,7 +51,7 @@ class ResumableRows:
             self._write(header)
 
     def _read(self, header: dict) -> int:
-        """Learns the places of all whole lines and cuts off what follows them; returns the file's length."""
+        """Finds the places of all complete lines and cuts off the rest; returns the file's length."""
         self._file.seek(0)
         end = 0
         for number, line in enumerate(self._file, start=1):
@@ -103,11 +103,11 @@ class ResumableRows:
         return len(self._places)
 
     def add(self, number: int, row: Any):
-        """Writes a row, JSON-ready, so that it outlives this process."""
+        """Writes a JSON-ready row, so that it outlives this process."""
         self._places[number] = self._write({"number": number, "row": row})
 
     def in_order(self) -> Iterator[tuple[int, Any]]:
-        """Numbers and rows, by number."""
+        """Numbers and rows, in order of their numbers."""
         for number in sorted(self._places):
             self._file.seek(self._places[number])
             yield number, json.loads(self._file.readline())["row"]
@@ -124,9 +124,9 @@ class ResumableRows:
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Writes `text` so that a reader, or an upload in the background, never sees a part of a file."""
+    """Writes `text` so that no reader, and no upload in the background, sees a part of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # `Trainer` leaves names that begin with "_" out of what it uploads.
+    # `Trainer` does not upload names that begin with "_".
     temporary = path.with_name(f"_{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -137,7 +137,7 @@ def write_atomically(path: Path, text: str) -> Path:
 
 
 def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
-    """Writes `rows` to `path`, whole or not at all; returns their number."""
+    """Writes all `rows` to `path`, or nothing; returns their number."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -154,8 +154,8 @@ def write_jsonl(rows: Iterable[dict], path: str | Path) -> int:
 
 
 def fingerprint(model: str) -> str | None:
-    """A short hash of a local model's weights, so that answers of an earlier training of the same folder are not taken
-    for this one's. Reads the ends and a sample of blocks of every file, not all of it. `None` for what is no folder.
+    """A short hash of a local model's weights, so that answers of an earlier training in the same folder are not taken for
+    answers of this one. Reads the two ends and some blocks of every file. `None` if `model` is no folder with weights.
     """
     folder = Path(model)
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)) if folder.is_dir() else []
@@ -173,6 +173,6 @@ def fingerprint(model: str) -> str | None:
 
 
 def fingerprint_rows(rows: list[dict]) -> str:
-    """A short hash of the problems and golds of a run, in order."""
+    """A short hash of a run's problems and gold answers, in order."""
     text = json.dumps([[row["prompt"], row["answer"]] for row in rows])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

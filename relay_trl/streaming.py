@@ -1,7 +1,7 @@
-"""A rollout as it is being written: who writes, and the text of it as soon as it is certain.
+"""Tells a listener the text of a rollout while it is written, with its author.
 
-Owns the way from an engine's tokens to a listener's text: no half characters, nothing twice, nothing that the trace does
-not have. Commands are in the text; who hides them is the listener's business.
+Owns the way from an engine's tokens to the listener's text: no half characters, nothing twice, nothing that is not in the
+trace. The text includes commands; the listener may hide them.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from .engines.base import Engine, EngineError
 from .trace import Author
 
 Listener: TypeAlias = Callable[[Author, str, int], None]
-"""Told who wrote which text, and of how many new tokens. All texts together are the trace's text, all numbers its tokens."""
+"""`listener(author, text, tokens)`. All texts together are the trace's text; all numbers add up to its tokens."""
 
 _PATIENCE = 16
-"""Tokens that a character may take to end; a model that writes broken bytes all along would be held back for ever."""
+"""After so many tokens an unfinished character is told as it is; a model that writes only broken bytes would never be told."""
 
 
 class Feed:
@@ -22,9 +22,9 @@ class Feed:
 
     Args:
         listener ([`Listener`]).
-        author ([`Author`]): who is asked.
-        engine ([`Engine`]): whose tokens they are.
-        limit (`int`): most tokens that will be taken.
+        author ([`Author`]): whose request it is.
+        engine ([`Engine`]): the engine that writes the tokens.
+        limit (`int`): most tokens to tell.
     """
 
     def __init__(self, listener: Listener, author: Author, engine: Engine, limit: int):
@@ -32,7 +32,7 @@ class Feed:
         self._author = author
         self._engine = engine
         self._left = limit
-        self._open_ids: list[int] = []  # of a character that has not ended
+        self._open_ids: list[int] = []  # tokens of an unfinished character
         self._open_text = ""
         self._told: list[str] = []
         self._count = 0
@@ -58,7 +58,7 @@ class Feed:
         self._tell(text, len(ids))
 
     def close(self, text: str, count: int):
-        """Tells what is still missing of the `text` and the `count` tokens that went into the trace."""
+        """Tells the rest of `text` and of the `count` tokens that went into the trace."""
         told = sum(map(len, self._told))
         self._tell(text[told:], count - self._count)
 

@@ -1,7 +1,7 @@
 """The record of one rollout: who wrote what, which calls were made, and what follows from it.
 
-Owns ids, loss mask, logprobs, texts and shares of a rollout. It knows no engine and judges no answer; `relay.py` writes
-it, training, evaluation and serving read it.
+Owns ids, loss mask, logprobs, texts and shares of a rollout. `relay.py` writes it; training, evaluation and serving read it.
+It knows no engine and does not judge the answer.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Author(StrEnum):
-    """Who put a span's tokens there. `CLOSING` is the end token set after a teacher that ended the answer."""
+    """Who wrote a span. `CLOSING` is the end token that is added when the teacher has ended the answer."""
 
     STUDENT = "student"
     TEACHER = "teacher"
@@ -40,12 +40,12 @@ class Span:
     Args:
         author ([`Author`]).
         ids (`list[int]`): in the student's vocabulary; a student's exactly as sampled.
-        text (`str`): what they say, end tokens left out.
-        logprobs (`list[float]`, *optional*): one per id of a student's span, where the engine gives them.
-        kept_ids (`list[int]`): `ids` without well-formed commands and end tokens: what the teacher is shown.
+        text (`str`): their text, without end tokens.
+        logprobs (`list[float]`, *optional*): one per id of a student's span, if the engine gives them.
+        kept_ids (`list[int]`): `ids` without well-formed commands and end tokens; the teacher sees these.
         kept_text (`str`): the text of `kept_ids`.
-        removed (`int`): tokens that the completion loses when its commands are taken out.
-        malformed (`int`): open tags that begin no well-formed command.
+        removed (`int`): how many tokens shorter the span becomes when its commands are removed.
+        malformed (`int`): number of open tags that begin no well-formed command.
     """
 
     author: Author
@@ -63,10 +63,10 @@ class Call:
     """One well-formed command.
 
     Args:
-        position (`int`): completion tokens before the token after the command.
+        position (`int`): number of completion tokens up to the end of the command.
         requested (`int`): the n it asked for.
         granted (`int`): tokens the teacher was allowed to write.
-        delivered (`int`): tokens of the completion that the teacher wrote.
+        delivered (`int`): tokens that the teacher wrote into the completion.
         outcome ([`Outcome`]).
         wait_s (`float`): seconds spent waiting for the teacher.
     """
@@ -81,18 +81,18 @@ class Call:
 
 @dataclass
 class Reading:
-    """What one model was given to read in a rollout, over all its answered requests, by its engine's own count.
+    """What one model read in a rollout, over all its answered requests, as its engine counts it.
 
     Args:
-        tokens (`int`, *optional*): of the contexts; `None` if the engine does not tell.
-        cached (`int`, *optional*): those of them that came from its prefix cache; `None` if the engine does not tell.
+        tokens (`int`, *optional*): tokens of the contexts; `None` if the engine does not report them.
+        cached (`int`, *optional*): how many of them came from the prefix cache; `None` if the engine does not report it.
     """
 
     tokens: int | None = 0
     cached: int | None = 0
 
     def add(self, tokens: int | None, cached: int | None):
-        """Counts one more request. What is unknown of one is unknown of the sum."""
+        """Adds one request. If a count of one request is unknown, so is the sum."""
         self.tokens = None if self.tokens is None or tokens is None else self.tokens + tokens
         self.cached = None if self.cached is None or cached is None else self.cached + cached
 
@@ -105,9 +105,9 @@ class Trace:
         prompt_ids (`list[int]`): the student's prompt.
         spans (`list[Span]`): the completion, in order.
         calls (`list[Call]`): its well-formed commands, in order.
-        stop ([`StopReason`], *optional*): `None` while it is being written.
-        error (`str`, *optional*): the teacher's fault, if one ended the rollout. Never part of any text.
-        student_read ([`Reading`]), teacher_read ([`Reading`]): what each model was given to read.
+        stop ([`StopReason`], *optional*): why it ended; `None` while it is being written.
+        error (`str`, *optional*): the teacher's error, if one ended the rollout. Never part of a text.
+        student_read ([`Reading`]), teacher_read ([`Reading`]): what each model read.
     """
 
     prompt_ids: list[int]
@@ -125,7 +125,7 @@ class Trace:
 
     @property
     def loss_mask(self) -> list[int]:
-        """1 for tokens that the student sampled, its commands too; 0 for all others, shape (T,)."""
+        """1 for tokens that the student sampled, commands included, and 0 for all others, shape (T,)."""
         return [int(span.author is Author.STUDENT) for span in self.spans for _ in span.ids]
 
     @property
@@ -138,7 +138,7 @@ class Trace:
 
     @property
     def text(self) -> str:
-        """The whole completion as text, commands included, end token left out."""
+        """The whole completion as text, with commands and without the end token."""
         return "".join(span.text for span in self.spans)
 
     @property
@@ -153,7 +153,7 @@ class Trace:
 
     @property
     def num_tokens(self) -> int:
-        """T."""
+        """T, the number of completion tokens."""
         return sum(len(span.ids) for span in self.spans)
 
     @property
@@ -163,8 +163,10 @@ class Trace:
 
     @property
     def teacher_share(self) -> float:
-        """rho: teacher tokens / completion tokens without commands. What was delivered counts, not what was asked for,
-        and commands do not dilute it (paper, section 3.3, with its requested n replaced). 0 for an empty completion.
+        """rho: teacher tokens / completion tokens without commands; 0 for an empty completion.
+
+        Unlike in section 3.3 of the paper, delivered tokens count and not requested ones, and the tokens of commands are left
+        out, so that commands cannot dilute the share.
         """
         kept = self.num_tokens - sum(span.removed for span in self.spans)
         return self.teacher_tokens / kept if kept else 0.0
@@ -176,7 +178,7 @@ class Trace:
 
     @property
     def malformed(self) -> int:
-        """Malformed commands in the student's words."""
+        """Number of malformed commands in the student's text."""
         return sum(span.malformed for span in self.spans)
 
     @property
@@ -197,7 +199,7 @@ class Trace:
             calls=[Call(**{**call, "outcome": Outcome(call["outcome"])}) for call in data["calls"]],
             stop=None if data["stop"] is None else StopReason(data["stop"]),
             error=data.get("error"),
-            # files of before these were counted
+            # older files do not have these
             student_read=Reading(**data.get("student_read", {"tokens": None, "cached": None})),
             teacher_read=Reading(**data.get("teacher_read", {"tokens": None, "cached": None})),
         )

@@ -1,6 +1,6 @@
-"""What goes over to the teacher and what comes back: the answer so far in its words, its words in the student's.
+"""The completion so far as the teacher gets it, and the teacher's answer as token ids of the student.
 
-Owns the difference between two vocabularies. When a teacher is asked, and for how much, is `relay.py`'s business.
+Owns the difference between two vocabularies. `relay.py` decides when the teacher is asked, and for how many tokens.
 """
 
 from typing import TypeGuard
@@ -13,15 +13,16 @@ from .vocabulary import Vocabulary
 def teacher_context(
     prompt: Context | None, trace: Trace, vocabulary: Vocabulary, teacher: Engine, tags: tuple[str, str]
 ) -> Context:
-    """The teacher's prompt and the completion so far without commands, nothing else changed: ids where both share a
-    vocabulary, so that the teacher's prefix cache holds, else text.
+    """The teacher's prompt and the completion so far without its commands; nothing else is changed.
+
+    Returns token ids if both models share a vocabulary, so that the teacher's prefix cache can be reused, else text.
     """
     if is_ids(prompt) and teacher.vocabulary is not None:
         foreign = vocabulary.foreign_to(teacher.vocabulary, tags)
         if foreign is None:
             return prompt + teacher.vocabulary.encode(trace.answer)
         kept = trace.kept_ids
-        if foreign:  # a malformed command may leave a tag behind that only the student has as one token
+        if foreign:  # a malformed command may leave a tag that is one token only in the student's vocabulary
             spelled = {i: teacher.vocabulary.encode(vocabulary.decode([i])) for i in foreign.intersection(kept)}
             kept = [token for i in kept for token in spelled.get(i, (i,))]
         return prompt + kept
@@ -36,9 +37,9 @@ def teacher_context(
 def teacher_ids(
     answer: Generation, vocabulary: Vocabulary, teacher: Engine, tags: tuple[str, str], granted: int
 ) -> tuple[list[int], bool]:
-    """The teacher's words in the student's vocabulary, end token cut off, and whether the teacher ended the answer.
+    """The teacher's answer in the student's vocabulary, without the end token, and whether the teacher ended the answer.
 
-    What it wrote beyond the `granted` tokens, counted in its own vocabulary, is cut off.
+    Tokens beyond the `granted` ones, counted in the teacher's vocabulary, are cut off.
     """
     is_ended = answer.finish is FinishReason.EOS
     text = answer.text

@@ -1,6 +1,6 @@
-"""One tokenizer as the relay needs it: exact text of a run of tokens, encoding that adds nothing, end tokens, identity.
+"""A tokenizer as the relay needs it: the exact text of tokens, encoding that adds nothing, end tokens, comparison.
 
-Owns the differences between tokenizers; prompts and chat templates are `prompts.py`'s business. Imports no torch.
+Owns the differences between tokenizers. Prompts and chat templates are in `prompts.py`. Imports no torch.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class Vocabulary:
         self._lead_in, self._lead_in_ids = self._find_lead_in()
 
     def _find_anchor(self) -> tuple[list[int], int]:
-        # Sentencepiece-like decoders drop the blank in front of the first word: decode behind a harmless token instead.
+        # Decoders like sentencepiece's drop the blank before the first word, so text is decoded after a harmless token.
         special = set(self.tokenizer.all_special_ids)
         for token in range(self.size):
             if token not in special:
@@ -48,8 +48,8 @@ class Vocabulary:
         return [], 0
 
     def _find_lead_in(self) -> tuple[str, list[int]]:
-        # Sentencepiece-like encoders put a blank in front of the first word: encode behind a line end instead, which
-        # merges with nothing that follows it.
+        # Encoders like sentencepiece's put a blank before the first word, so text is encoded after a line end, which does
+        # not merge with what follows.
         probe = self.decode(self._anchor)
         for lead_in in ("", "\n"):
             head, ids = self._encode(lead_in), self._encode(lead_in + probe)
@@ -61,31 +61,31 @@ class Vocabulary:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids` inside a longer text: no blank dropped in front, special tokens spelled out."""
+        """The text of `ids` as a part of a longer text: a blank at the beginning stays, special tokens are spelled out."""
         return self._decode(self._anchor + list(ids))[self._anchor_length :]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text` as plain text: nothing added, and names of special tokens spelled rather than obeyed."""
+        """The ids of `text` as plain text: nothing is added, and names of special tokens are spelled out in plain tokens."""
         if not text:
             return []
         ids, start = self._encode(self._lead_in + text), len(self._lead_in_ids)
         return ids[start:] if ids[:start] == self._lead_in_ids else self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
-        # JSON can carry half of a surrogate pair, and no tokenizer takes it.
+        # JSON can contain half of a surrogate pair, which no tokenizer accepts.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def foreign_to(self, other: "Vocabulary", tags: tuple[str, ...] = ()) -> frozenset[int] | None:
-        """The ids of this vocabulary that `other` lacks, when every other id means the same in both.
+        """The ids of this vocabulary that `other` does not have, if all other ids mean the same in both.
 
         Args:
             other ([`Vocabulary`]): the teacher's.
-            tags (`tuple[str, ...]`): call tags, which a student may have as added special tokens.
+            tags (`tuple[str, ...]`): call tags, which may be special tokens of the student.
 
         Returns:
-            `frozenset[int]` or `None`: empty or the ids of the tags where ids can be handed over as they are; `None`
-            for two different vocabularies.
+            `frozenset[int]` or `None`: empty or the ids of the tags if ids can be passed on as they are; `None` if the
+            vocabularies differ.
         """
         if other is self:
             return frozenset()
