@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -32,6 +33,9 @@ from relay_trl.engines.vllm import VLLMEngine
 from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.training import RelayGRPOConfig
 
+ROLLOUT: ContextVar[int] = ContextVar("rollout", default=-1)
+"""Whose request it is, in the task that makes it."""
+
 
 class Watched:
     """An engine that is `latency_s` further away, whose requests are written down: who asked what, from when to when."""
@@ -39,7 +43,7 @@ class Watched:
     def __init__(self, engine, latency_s: float = 0.0):
         self.name, self.vocabulary, self.max_context = engine.name, engine.vocabulary, engine.max_context
         self.latency_s = latency_s
-        self.requests: list[tuple[int | None, list[int], Generation, float, float]] = []
+        self.requests: list[tuple[int, list[int], Generation, float, float]] = []
         self._engine = engine
 
     async def generate(self, context, max_tokens, stop=(), sampling=Sampling()) -> Generation:
@@ -47,7 +51,7 @@ class Watched:
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
         answer = await self._engine.generate(context, max_tokens, stop, sampling)
-        self.requests.append((sampling.rollout, context, answer, started, time.perf_counter()))
+        self.requests.append((ROLLOUT.get(), context, answer, started, time.perf_counter()))
         return answer
 
 
@@ -56,11 +60,13 @@ CONFIG = RelayRules(max_completion_tokens=10**6, syntax=SYNTAX, max_calls=3)
 
 async def continuous(plans: list[Plan], student, teacher, seed: int):
     """Our way: one coroutine a rollout."""
-    jobs = [
-        relay(RelayPrompt(plan.prompt, plan.prompt), Scheduled(student, plan), teacher, CONFIG, seed + k)
-        for k, plan in enumerate(plans)
-    ]
-    traces = await asyncio.gather(*jobs)
+
+    async def rollout(k: int, plan: Plan):
+        ROLLOUT.set(k)
+        prompt = RelayPrompt(plan.prompt, plan.prompt)
+        return await relay(prompt, Scheduled(student, plan), teacher, CONFIG, seed + k)
+
+    traces = await asyncio.gather(*(rollout(k, plan) for k, plan in enumerate(plans)))
     assert [trace.num_tokens for trace in traces] == [plan.tokens for plan in plans]
     return traces
 
@@ -72,13 +78,15 @@ async def lockstep(plans: list[Plan], student, teacher, seed: int):
     without_commands: list[list[int]] = [[] for _ in plans]
 
     async def student_turn(k: int, turn: int):
+        ROLLOUT.set(k)
         stop = (SYNTAX.close_tag,) if turn < len(plans[k].calls) else ()
-        answer = await students[k].generate(plans[k].prompt + written[k], 0, stop, Sampling(seed=seed + k, rollout=k))
+        answer = await students[k].generate(plans[k].prompt + written[k], 0, stop, Sampling(seed=seed + k))
         written[k] += answer.ids or []
         without_commands[k] += (answer.ids or [])[: plans[k].turns[turn]]
 
     async def teacher_turn(k: int, turn: int):
-        sampling = Sampling(temperature=0.7, seed=seed + k, rollout=k)
+        ROLLOUT.set(k)
+        sampling = Sampling(temperature=0.7, seed=seed + k)
         answer = await teacher.generate(plans[k].prompt + without_commands[k], plans[k].calls[turn], (), sampling)
         written[k] += answer.ids or []
         without_commands[k] += answer.ids or []
@@ -89,7 +97,7 @@ async def lockstep(plans: list[Plan], student, teacher, seed: int):
     assert [len(ids) for ids in written] == [plan.tokens for plan in plans]
 
 
-async def teacher_alone(contexts: dict[int | None, list[tuple[list[int], int]]], teacher, seed: int):
+async def teacher_alone(contexts: dict[int, list[tuple[list[int], int]]], teacher, seed: int):
     """The requests that the teacher got in a continuous run, without a student between them."""
 
     async def chain(requests):
@@ -106,7 +114,7 @@ def trl_generation(model_path: str, args, most: int):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.generation.vllm_generation import VLLMGeneration
 
-    from relay_trl.training.rollouts import engine_options
+    from relay_trl.training.student_engine import engine_options
 
     with tempfile.TemporaryDirectory() as folder:
         config = RelayGRPOConfig(output_dir=folder, bf16=False, use_vllm=True, vllm_mode="colocate", report_to="none")

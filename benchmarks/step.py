@@ -9,6 +9,7 @@ same table for a run of yours.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -40,12 +41,13 @@ class EveryRollout:
         self._engine, self._tokens, self._rollouts = engine, tokens, {}
 
     async def generate(self, context, max_tokens, stop=(), sampling=None):
-        if sampling.rollout not in self._rollouts:
+        rollout = asyncio.current_task()
+        if rollout not in self._rollouts:
             commands = 2 * (len(SYNTAX.render(CALL_TOKENS)) + CALL_TOKENS)
             third = (self._tokens - commands) // 3
             turns = [third, third, self._tokens - commands - 2 * third]
-            self._rollouts[sampling.rollout] = Scheduled(self._engine, Plan([], turns, [CALL_TOKENS] * 2))
-        answer = await self._rollouts[sampling.rollout].generate(context, max_tokens, stop, sampling)
+            self._rollouts[rollout] = Scheduled(self._engine, Plan([], turns, [CALL_TOKENS] * 2))
+        answer = await self._rollouts[rollout].generate(context, max_tokens, stop, sampling)
         return replace(answer)
 
 

@@ -14,9 +14,9 @@ from relay_trl.data.sources import drop_overlong, drop_ungradable
 from relay_trl.engines.checks import check_context, check_model, check_student, check_teacher_context
 from relay_trl.engines.loading import load_engine
 from relay_trl.grading.grader import Grader
-from relay_trl.prompts import PromptBuilder
+from relay_trl.prompts import RunPrompts
 from relay_trl.training import RelayGRPOConfig
-from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output, find_checkpoint
+from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output
 from relay_trl.training.lora import check_quantization, lora_config
 
 
@@ -26,7 +26,6 @@ def main():
     student = check_student(model_config.model_name_or_path, revision)
     check_quantization(model_config, config.device.type == "cpu", config.use_vllm)
     check_output(config.output_dir, bytes_of_checkpoints(student, config))
-    config.resume_from_checkpoint = find_checkpoint(config.resume_from_checkpoint, config.output_dir)
     if config.teacher and "://" not in config.teacher:
         check_model(config.teacher, "teacher")
 
@@ -35,16 +34,16 @@ def main():
         rows = drop_ungradable(rows, grader, data.dataset)
         validation = drop_ungradable(validation, grader, data.validation or data.dataset)
     tokenizer = AutoTokenizer.from_pretrained(student, revision=revision, trust_remote_code=config.trust_remote_code)
-    builder = PromptBuilder(tokenizer, **config.prompt_options())
+    prompts = RunPrompts(tokenizer, **config.prompt_options())
     for name, part in (("training rows", rows), ("validation rows", validation)):
-        lengths = [len(builder.student_ids(row["prompt"])) for row in part]
+        lengths = [len(prompts.student_ids(row["prompt"])) for row in part]
         part[:] = drop_overlong(part, lengths, config.max_prompt_length, name, config.skip_long_prompts)
         longest = max(length for length in lengths if length <= config.max_prompt_length)
         check_context(student, longest, config.max_completion_length, revision)
 
     teacher = load_engine(config.teacher, **config.teacher_options()) if config.teacher else None
-    asked = PromptBuilder(tokenizer, teacher, **config.prompt_options())
-    contexts = (asked.teacher_context(row["prompt"]) for row in rows + validation)
+    prompts.teacher = teacher
+    contexts = (prompts.teacher_context(row["prompt"]) for row in rows + validation)
     check_teacher_context(teacher, contexts, config.max_completion_length)
 
     from relay_trl.training import RelayGRPOTrainer  # takes seconds: what is wrong so far is said without them
@@ -57,11 +56,12 @@ def main():
         eval_dataset=Dataset.from_list(validation) if config.eval_strategy != "no" else None,
         processing_class=tokenizer,
         teacher=teacher,
+        prompts=prompts,
         peft_config=lora_config(model_config, tokenizer, config.syntax, student, revision),
         quantization_config=get_quantization_config(model_config),
     )
     trainer.training_set = data.dataset
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train()
 
     trainer.save_student()
     trainer.save_state()

@@ -12,7 +12,7 @@ from relay_trl.data.sources import read_file
 from relay_trl.engines.checks import check_student
 from relay_trl.training import RelaySFTConfig
 from relay_trl.training.call_tokens import add_call_tokens, grow_embeddings
-from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output, find_checkpoint
+from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output
 from relay_trl.training.lora import check_quantization, lora_config
 from relay_trl.vocabulary import Vocabulary
 
@@ -24,7 +24,6 @@ def main():
     student = check_student(model_config.model_name_or_path, revision)
     check_quantization(model_config, config.device.type == "cpu")
     check_output(config.output_dir, bytes_of_checkpoints(student, config))
-    config.resume_from_checkpoint = find_checkpoint(config.resume_from_checkpoint, config.output_dir)
     rows = read_file("json", check_file(config.warmup_data, "warmup_data"))
     tokenizer = AutoTokenizer.from_pretrained(student, revision=revision, trust_remote_code=config.trust_remote_code)
     num_new = add_call_tokens(tokenizer, config.syntax) if config.add_call_tokens else 0
@@ -46,7 +45,7 @@ def main():
         peft_config=lora_config(model_config, tokenizer, config.syntax, student, revision),
     )
     trainer.training_set = config.warmup_data
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train()
 
     trainer.save_student()
     if config.push_to_hub:

@@ -3,6 +3,7 @@
 Owns templates and chat formats. The rows come from `data/`.
 """
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ def check_template(template: str):
         ) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class PromptBuilder:
     """Renders problems for the student and the teacher.
 
@@ -96,3 +97,16 @@ class PromptBuilder:
     def build(self, problem: str | list[dict]) -> RelayPrompt:
         """Both prompts."""
         return RelayPrompt(self.student_ids(problem), self.teacher_context(problem))
+
+
+@dataclass
+class RunPrompts(PromptBuilder):
+    """A [`PromptBuilder`] that tokenizes each problem once for a tokenizer: a training asks the same ones over and over."""
+
+    _known: dict[tuple[int, str], array] = field(default_factory=dict, repr=False)
+
+    def _ids(self, tokenizer, problem: str | list[dict]) -> list[int]:
+        key = (id(tokenizer), repr(problem))
+        if key not in self._known:
+            self._known[key] = array("i", super()._ids(tokenizer, problem))
+        return self._known[key].tolist()

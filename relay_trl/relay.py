@@ -5,7 +5,6 @@ serving all run it. It knows no batches: engines batch the requests that are und
 """
 
 import hashlib
-import itertools
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,6 @@ from .streaming import Feed, Listener
 from .trace import Author, Call, Outcome, Span, StopReason, Trace
 from .translation import is_ids, teacher_context, teacher_ids
 from .vocabulary import Vocabulary
-
-rollout_ids = itertools.count()  # names for the rollouts of this process, see `Sampling.rollout`
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,6 @@ async def relay(
         raise EngineError(f"The student {student.name!r} returns no token ids; use an engine that does (see engines/).")
     trace = trace or Trace([])
     trace.prompt_ids = list(prompt.student)
-    rollout = next(rollout_ids)
     turn = 0
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens
@@ -123,7 +119,7 @@ async def relay(
         is_open = teacher is not None and answered < config.max_calls and _teacher_budget(trace, config) > 0
         piece = _next_piece(trace, vocabulary, config, is_open)
         asked = min(left, piece.max_tokens or left)
-        sampling = replace(config.student, seed=turn_seed(seed, turn), rollout=rollout)
+        sampling = replace(config.student, seed=turn_seed(seed, turn))
         if piece.logit_bias:
             sampling = replace(sampling, logit_bias={**(sampling.logit_bias or {}), **piece.logit_bias})
         feed = Feed(listener, Author.STUDENT, student, asked) if listener else None
@@ -145,7 +141,7 @@ async def relay(
         elif left <= 0 or (written.finish is FinishReason.LENGTH and len(written.ids or ()) < asked):
             trace.stop = StopReason.LENGTH
         elif command is not None and teacher is not None and is_open:
-            sampling = replace(config.teacher, seed=turn_seed(seed, turn), rollout=rollout)
+            sampling = replace(config.teacher, seed=turn_seed(seed, turn))
             await ask_teacher(trace, prompt, vocabulary, teacher, config, left, sampling, listener)
             turn += 1
     return trace

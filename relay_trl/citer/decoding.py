@@ -6,7 +6,7 @@ Owns CITER's way of alternating. What the teacher is shown and how its words are
 from dataclasses import replace
 
 from ..engines.base import Engine, FinishReason
-from ..relay import RelayPrompt, RelayRules, ask_teacher, rollout_ids, turn_seed
+from ..relay import RelayPrompt, RelayRules, ask_teacher, turn_seed
 from ..trace import Author, Call, Span, StopReason, Trace
 from ..vocabulary import Vocabulary
 from .engine import RoutedEngine, RoutedSampling
@@ -50,8 +50,7 @@ async def continue_by_router(
     """Writes `trace` to its end. A teacher that has nothing to say leaves the student's token standing."""
     one_token = replace(config, fixed_call_tokens=1, max_call_tokens=None)
     # The engine's noise depends on seed and position, so that one seed does for all of an answer.
-    rollout = next(rollout_ids)
-    sampling = RoutedSampling.of(replace(config.student, seed=seed, rollout=rollout), threshold)
+    sampling = RoutedSampling.of(replace(config.student, seed=seed), threshold)
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens
         written = await student.generate(prompt.student + trace.completion_ids, left, sampling=sampling)
@@ -65,7 +64,7 @@ async def continue_by_router(
         call = Call(trace.num_tokens, requested=1)
         trace.calls.append(call)
         left = config.max_completion_tokens - trace.num_tokens
-        asked = replace(config.teacher, seed=turn_seed(seed, len(trace.calls)), rollout=rollout)
+        asked = replace(config.teacher, seed=turn_seed(seed, len(trace.calls)))
         await ask_teacher(trace, prompt, student.vocabulary, teacher, one_token, left, asked)
         if trace.stop is None and call.delivered == 0:
             add_words(trace, ids[-1:], student.vocabulary, logprobs[-1:])

@@ -61,7 +61,6 @@ class Sampling:
         logit_bias (`Mapping[int, float]`, *optional*): added to the logits of these token ids before anything else;
             `-inf` bars a token. Log-probabilities are those of the biased distribution, as it is the one drawn from. A
             server takes -100 for the lowest and 100 for the highest.
-        rollout (`int`, *optional*): whose request it is. Draws nothing: a pool keeps a rollout's requests together.
     """
 
     temperature: float = 1.0
@@ -70,7 +69,6 @@ class Sampling:
     min_p: float = 0.0
     seed: int | None = None
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
-    rollout: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if any(math.isnan(bias) or bias == math.inf for bias in (self.logit_bias or {}).values()):

@@ -6,9 +6,9 @@ Owns the choice of a server. Requests and answers are `openai.py`'s business; th
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from .base import Context, EngineError, Generation, OnTokens, Sampling
 from .openai import OpenAIEngine
@@ -20,7 +20,6 @@ _LONGEST_PAUSE_S = 60.0
 _CHECK_LIMIT_S = 10.0
 _POLL_S = 0.05
 _REQUESTS_FAULTS = (400, 413, 422)  # statuses that say that the request is wrong, wherever it is sent
-_REMEMBERED = 100_000  # rollouts; nobody says when one has ended
 
 
 @dataclass
@@ -37,8 +36,8 @@ class _Endpoint:
 class EnginePool:
     """Asks several servers that serve the same model.
 
-    A rollout stays with the server that answered it before, which has its context in its prefix cache; a new one goes
-    where the fewest requests are under way. A server that fails is left out and its requests go to the others at once.
+    A rollout is one task of the event loop, and its requests stay with the server that answered the last one, which has their
+    context in its prefix cache; the first goes where the fewest requests are under way. A server that fails is left out and its requests go to the others at once.
     After a pause, which doubles each time from 1 to 60 s, it is checked again and comes back if it passes. A request that
     is wrong wherever it is sent (status 400, 413 or 422) is nobody's failure.
 
@@ -65,7 +64,7 @@ class EnginePool:
         self.max_context = min((e.max_context for e in engines if e.max_context is not None), default=None)
         self._endpoints = [_Endpoint(engine) for engine in engines]
         self._max_retries = max_retries
-        self._homes: OrderedDict[int, _Endpoint] = OrderedDict()
+        self._homes: WeakKeyDictionary[asyncio.Task, _Endpoint] = WeakKeyDictionary()
 
     async def generate(
         self,
@@ -81,8 +80,10 @@ class EnginePool:
         Raises:
             EngineError: the request is wrong, or no server answered it.
         """
+        asking = asyncio.current_task()
+        assert asking is not None  # a coroutine runs in a task
         for _ in range(len(self._endpoints) + self._max_retries):
-            endpoint = await self._next(sampling.rollout)
+            endpoint = await self._next(self._homes.get(asking))
             endpoint.in_flight += 1
             try:
                 if endpoint.is_out:
@@ -98,7 +99,7 @@ class EnginePool:
             finally:
                 endpoint.in_flight -= 1
             endpoint.failures = 0
-            self._remember(sampling.rollout, endpoint)
+            self._homes[asking] = endpoint
             return answer
         raise self._given_up()
 
@@ -106,31 +107,23 @@ class EnginePool:
         """Closes the connections of the running event loop; the pool can be used again."""
         await asyncio.gather(*(endpoint.engine.aclose() for endpoint in self._endpoints))
 
-    async def _next(self, rollout: int | None) -> _Endpoint:
-        """The server to ask, as soon as there is one."""
-        while (endpoint := self._choose(rollout)) is None:
+    async def _next(self, home: _Endpoint | None) -> _Endpoint:
+        """The server to ask, as soon as there is one; `home` answered last time."""
+        while (endpoint := self._choose(home)) is None:
             if all(e.failures > self._max_retries and not e.is_being_checked for e in self._endpoints):
                 raise self._given_up()
             await asyncio.sleep(_POLL_S)
         return endpoint
 
-    def _choose(self, rollout: int | None) -> _Endpoint | None:
+    def _choose(self, home: _Endpoint | None) -> _Endpoint | None:
         now = time.monotonic()
         for endpoint in self._endpoints:  # one request brings a server back; the others go on meanwhile
             if endpoint.is_out and not endpoint.is_being_checked and now >= endpoint.back_at:
                 return endpoint
-        home = None if rollout is None else self._homes.get(rollout)
         if home is not None and not home.is_out:
             return home
         serving = (endpoint for endpoint in self._endpoints if not endpoint.is_out)
         return min(serving, key=lambda endpoint: endpoint.in_flight, default=None)
-
-    def _remember(self, rollout: int | None, endpoint: _Endpoint):
-        if rollout is not None:
-            self._homes[rollout] = endpoint
-            self._homes.move_to_end(rollout)
-            if len(self._homes) > _REMEMBERED:
-                self._homes.popitem(last=False)
 
     async def _check(self, endpoint: _Endpoint):
         """Brings a server back if it is up and still serves the model; the request in hand goes there then."""

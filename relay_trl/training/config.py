@@ -16,6 +16,7 @@ from ..options import PromptFields, TeacherFields, broken_groups
 from ..redaction import RedactedArguments
 from ..relay import RelayRules
 from ..rewards import check_options, load_function, load_reward
+from .checkpoints import find_checkpoint
 
 
 @dataclass
@@ -144,6 +145,7 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             )
         self.check_student_server()
         self._check_saves()
+        self.resume_from_checkpoint = find_checkpoint(self.resume_from_checkpoint, self.output_dir)
 
     def _check_groups(self):
         """Refuses a draw of rollouts that leaves a group incomplete."""
@@ -206,3 +208,4 @@ class RelaySFTConfig(RedactedArguments, FinishFields, PromptFields, SFTConfig):
         self.check_prompts()
         if not self.warmup_data:
             raise ValueError("warmup_data is not set; give it the .jsonl file that recipes/build_warmup.py wrote.")
+        self.resume_from_checkpoint = find_checkpoint(self.resume_from_checkpoint, self.output_dir)

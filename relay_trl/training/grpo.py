@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 
 from ..engines.base import Engine
 from ..grading.grader import Grader
-from ..prompts import PromptBuilder
+from ..prompts import PromptBuilder, RunPrompts
 from ..rewards import difficulty, load_function, load_reward
 from ..rollout_files import Draw, RolloutWriter
 from ..vocabulary import Vocabulary
@@ -51,6 +51,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         eval_dataset ([`~datasets.Dataset`], *optional*): validation rows, likewise.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): the student's tokenizer.
         teacher ([`Engine`], *optional*): `None` trains the student alone.
+        prompts ([`~relay_trl.prompts.PromptBuilder`], *optional*): renders the problems; `None` does it as `args` say.
         extra_rewards (`list[Callable]`, *optional*): TRL-style per-rollout rewards beside the group reward, besides those
             named in `args.extra_rewards`. They get the columns `relay_trace`, `relay_correct` and `relay_teacher_share`.
         kwargs: as [`~trl.GRPOTrainer`] takes them: `callbacks`, `optimizers`, `peft_config`, `quantization_config`.
@@ -71,6 +72,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         eval_dataset: Dataset | None = None,
         processing_class=None,
         teacher: Engine | None = None,
+        prompts: PromptBuilder | None = None,
         extra_rewards: list[Callable] | None = None,
         **kwargs: Any,
     ):
@@ -95,8 +97,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         give_bias(self.model)
         if self.use_vllm:
             vllm_names(self.vllm_generation)
-        builder = PromptBuilder(self._tokenizer, teacher, **args.prompt_options())
-        self.rollouts = Rollouts(builder, args.relay_config(), teacher)
+        prompts = prompts or RunPrompts(self._tokenizer, teacher, **args.prompt_options())
+        self.rollouts = Rollouts(prompts, args.relay_config(), teacher)
         self._vocabulary = Vocabulary(self._tokenizer)
         self.grader = Grader(args.answer_marker, args.grading_time_limit_s)
         ranks = self.accelerator.process_index, self.accelerator.num_processes

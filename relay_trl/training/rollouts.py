@@ -16,7 +16,7 @@ from trl.trainer.utils import RepeatSampler
 
 from ..engines.base import Engine
 from ..prompts import PromptBuilder
-from ..relay import RelayPrompt, RelayRules, relay
+from ..relay import RelayRules, relay
 from ..trace import Trace
 
 TRACE_COLUMN = "relay_trace"
@@ -88,27 +88,18 @@ class Rollouts:
         self.teacher = teacher
         self.selector = selectors.DefaultSelector()
         self._loop = asyncio.SelectorEventLoop(self.selector)
-        self._prompts: dict[str, RelayPrompt] = {}
 
     def run(self, problems: list, seeds: list[int], student: Engine) -> list[Trace]:
         """One trace per problem, in order."""
-        prompts = [self._prompt(problem) for problem in problems]
         jobs = [
-            relay(prompt, student, self.teacher, self.config, seed) for prompt, seed in zip(prompts, seeds, strict=True)
+            relay(self.builder.build(problem), student, self.teacher, self.config, seed)
+            for problem, seed in zip(problems, seeds, strict=True)
         ]
         return self.wait(_together(jobs))
 
     def wait(self, job: Coroutine) -> Any:
         """The result of a coroutine, on the loop that the engines' connections belong to."""
         return self._loop.run_until_complete(job)
-
-    def _prompt(self, problem) -> RelayPrompt:
-        key = problem if isinstance(problem, str) else repr(problem)
-        if key not in self._prompts:
-            if len(self._prompts) > 10_000:
-                self._prompts.clear()
-            self._prompts[key] = self.builder.build(problem)
-        return self._prompts[key]
 
 
 async def _together(jobs: list[Coroutine]) -> list[Trace]:

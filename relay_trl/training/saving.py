@@ -80,8 +80,12 @@ class RelaySavingMixin(_Trainer):
         self._write_card(output_dir or self.args.output_dir)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """As [`~transformers.Trainer.train`]; `"auto"` goes on from the newest whole checkpoint, if there is one."""
-        folder = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        """As [`~transformers.Trainer.train`]; `"auto"` goes on from the newest whole checkpoint, if there is one, and `None`
+        from where the config says, which has found it already.
+        """
+        folder = self.args.resume_from_checkpoint
+        if resume_from_checkpoint is not None:
+            folder = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if folder is not None:
             checkpoints.check_fits(folder, self.model, self.args.world_size)
         return super().train(resume_from_checkpoint=folder, **kwargs)

@@ -12,7 +12,7 @@ from helpers.tokenizers import byte_level
 
 from relay_trl.cli import RecipeParser
 from relay_trl.engines import pool as pool_module
-from relay_trl.engines.base import EngineError, Sampling
+from relay_trl.engines.base import EngineError
 from relay_trl.engines.loading import load_engine
 from relay_trl.evaluation.config import EvaluationConfig
 from relay_trl.relay import RelayPrompt, RelayRules, relay
@@ -103,13 +103,19 @@ def test_a_server_that_dies_is_left_out_and_comes_back(servers, pool):
 def test_a_rollout_whose_server_dies_goes_on_at_another(servers, pool):
     context = VOCABULARY.encode("Q:")
 
-    async def ask(rollout):
-        return await pool.generate(context, 2, (), Sampling(temperature=0.0, rollout=rollout))
+    async def ask(has_died):
+        await pool.generate(context, 2, (), GREEDY)
+        await has_died.wait()
+        await pool.generate(context, 2, (), GREEDY)
 
     async def both():
-        await asyncio.gather(ask(-1), ask(-2))
+        has_died = asyncio.Event()
+        asking = asyncio.gather(ask(has_died), ask(has_died))
+        while not all(server.requests for server in servers):
+            await asyncio.sleep(0.01)
         await asyncio.to_thread(servers[0].close)
-        await asyncio.gather(ask(-1), ask(-2))
+        has_died.set()
+        await asking
         servers[0] = Server(port=servers[0].port)
 
     run(pool, both())
