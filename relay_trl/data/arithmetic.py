@@ -1,9 +1,8 @@
-"""The embedded task "arithmetic on a laptop": problems, worked answers, pretraining corpora, character tokenizer.
+"""The embedded task `arithmetic`: problems, worked answers, pretraining corpora, character tokenizer.
 
-A problem has three numbers and two operations, such as `67*7-37=`; its worked answer writes both steps and then the
-result behind a mark: `67*7=469;469-37=432;#432`. Every question belongs to one split for good, by a hash of its text,
-so that no corpus and no training set can hold a test problem. Training the models is the work of
-`recipes/pretrain_pair.py`; the call tokens are the warm-up's.
+A problem has three numbers and two operations, such as `67*7-37=`. Its worked answer has both steps and then the result after
+a mark: `67*7=469;469-37=432;#432`. A hash of its text puts every question into one split, so that no corpus and no training
+set can contain a test problem. `recipes/pretrain_pair.py` trains the models; the warm-up adds the call tokens.
 """
 
 import random
@@ -46,11 +45,11 @@ def solve(prompt: str, error: int = 0) -> str | None:
             the shifted value.
 
     Returns:
-        `str` or `None`: The steps and the marked result, such as `"67*7=469;469-37=432;#432"`, or `None` where a value
+        `str` or `None`: The steps and the marked result, such as `"67*7=469;469-37=432;#432"`, or `None` if a value
         leaves the range of 0 to 999.
 
     Raises:
-        `ValueError`: If `prompt` is no such question.
+        `ValueError`: If `prompt` is not such a question.
     """
     match = _QUESTION.fullmatch(prompt)
     if match is None:
@@ -71,7 +70,7 @@ def answer_of(text: str) -> str | None:
         text (`str`): A worked answer, with or without the question before it.
 
     Returns:
-        `str` or `None`: The digits behind the last `#`, `None` where there are none or something follows them.
+        `str` or `None`: The digits after the last `#`; `None` if there are none or something follows them.
     """
     match = re.search(r"#(\d+)$", text)
     return match[1] if match else None
@@ -88,14 +87,14 @@ def problems(
         size (`int`): Number of problems.
         seed (`int`, *optional*, defaults to `0`): Same seed, same problems.
         mix (`tuple[float, float, float]`, *optional*, defaults to `(0.25, 0.25, 0.5)`): Shares of the three `KINDS`,
-            kept exactly but for rounding.
+            exact up to rounding.
 
     Returns:
         `list[dict[str, str]]`: Rows with `prompt` (`"67*7-37="`), `answer` (`"432"`), `kind` (one of `KINDS`) and
         `solution` (the worked answer, without the prompt).
 
     Raises:
-        `ValueError`: If the split is unknown, the shares are no distribution, or the split has too few problems.
+        `ValueError`: If the split is unknown, the shares do not add up to 1, or the split has too few problems.
     """
     return draw_problems(split, size, seed, KINDS, mix, _draw)
 
@@ -132,7 +131,7 @@ def _apply(left: int, sign: str, right: int) -> int:
 
 
 def _solve_wrong(prompt: str, rng: random.Random) -> str:
-    # An error of some size always fits: the right value lies within 0 to 999, and the range is far wider than 30.
+    # Some error always fits: the right value lies within 0 to 999, a range much wider than 30.
     while True:
         solution = solve(prompt, rng.choice((-1, 1)) * rng.randint(1, MAX_ERROR))
         if solution is not None:

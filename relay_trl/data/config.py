@@ -1,6 +1,6 @@
-"""Which problems a training or a filter uses, and which of them validate.
+"""Which problems a training or a filter uses, and which of them are for validation.
 
-Owns the options and the split; reading them is `sources.py`'s business.
+Owns the options and the split; `sources.py` reads the rows.
 """
 
 import random
@@ -19,14 +19,14 @@ class DataConfig:
         dataset (`str`): a registered set (see `data/registry.py`), `"arithmetic"`, `"lookups"`, a file, or a Hub dataset.
         data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
         dataset_split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
-        dataset_size (`int`, *optional*): rows to use, chosen by `dataset_seed`; `None` uses all.
+        dataset_size (`int`, *optional*): number of rows to use, chosen by `dataset_seed`; `None` uses all.
         dataset_seed (`int`, defaults to `0`).
         problem_column, answer_column (`str`): of a file or Hub dataset.
-        decontaminate (`bool`, defaults to `False`): leave out rows that share a problem with a reported benchmark (see
-            `data/decontamination.py`); the benchmarks come from `data_dir` or the Hub.
+        decontaminate (`bool`, defaults to `False`): leave out rows that share a problem with one of the paper's six
+            benchmarks (see `data/decontamination.py`). The benchmarks come from `data_dir` or the Hub.
         validation (`str`, *optional*): the set to validate on; `None` splits `validation_size` rows off the training set.
-        validation_split (`str`, *optional*): likewise for the validation set.
-        validation_size (`int`, defaults to `256`): rows to validate on.
+        validation_split (`str`, *optional*): the same for the validation set.
+        validation_size (`int`, defaults to `256`): number of validation rows.
     """
 
     dataset: str = field(
@@ -58,7 +58,7 @@ class DataConfig:
             )
 
     def load(self) -> list[dict]:
-        """The training rows, see [`~relay_trl.data.sources.load_rows`], without those of benchmarks where that is asked for."""
+        """The training rows, see [`~relay_trl.data.sources.load_rows`]; with `decontaminate`, without those of benchmarks."""
         rows = load_rows(
             self.dataset,
             self.data_dir,
@@ -71,7 +71,7 @@ class DataConfig:
         return decontaminate(rows, self.dataset, self.data_dir) if self.decontaminate else rows
 
     def load_with_validation(self) -> tuple[list[dict], list[dict]]:
-        """Training rows and validation rows, which have none in common.
+        """Training rows and validation rows, without common rows.
 
         Raises:
             ValueError: too few rows are left for training.

@@ -1,7 +1,7 @@
 """Keeps benchmark problems out of training sets: the same text, or 13 words in a row in common.
 
-Owns what counts as contamination. Words are runs of letters and digits, without regard to case: 13 of them in a row are the
-usual measure (GPT-3, appendix C); a benchmark problem of fewer words can only be found as the same text.
+Owns what counts as contamination. Words are runs of letters and digits, without regard to case. 13 words in a row are the
+usual measure (GPT-3, appendix C); a benchmark problem with fewer words is only found by its whole text.
 """
 
 import logging
@@ -22,11 +22,11 @@ class Contamination:
     """What a check found.
 
     Args:
-        rows (`int`): looked at.
-        removed (`int`): of them with either kind of match.
-        exact (`Counter[str]`), ngram (`Counter[str]`): rows by benchmark whose text is a problem of it, and rows with 13 words
-            in a row of one but not its text. A row may match several.
-        places (`list`): the `source_row` of those removed.
+        rows (`int`): rows checked.
+        removed (`int`): rows with a match of either kind.
+        exact (`Counter[str]`), ngram (`Counter[str]`): by benchmark, the rows with the text of one of its problems, and the
+            other rows with 13 words in a row of one. A row may match several benchmarks.
+        places (`list`): the `source_row` of the removed rows.
     """
 
     rows: int = 0
@@ -46,14 +46,14 @@ class Contamination:
 
 
 def problem_text(prompt: str | list[dict]) -> str:
-    """The text of a problem: of chat messages, all of them but the system's."""
+    """The text of a problem; of chat messages, all but the system message."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(str(message["content"]) for message in prompt if message.get("role") != "system")
 
 
 def _same(text: str) -> str:
-    # Blanks, dollars and the case of letters are a matter of taste; everything else may be the point of a problem.
+    # Blanks, dollar signs and case do not matter; everything else can make another problem.
     return re.sub(r"[\s$]+|\\[,;:! ]", "", unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -63,10 +63,10 @@ def _ngrams(text: str) -> set[int]:
 
 
 class Decontaminator:
-    """Knows the problems of benchmarks.
+    """Finds the problems of benchmarks in training sets.
 
     Args:
-        benchmarks (`Mapping[str, Iterable]`): by name, their problems as texts or chat messages.
+        benchmarks (`Mapping[str, Iterable]`): name of each benchmark and its problems, as texts or chat messages.
     """
 
     def __init__(self, benchmarks: Mapping[str, Iterable[str | list[dict]]]):
@@ -79,14 +79,14 @@ class Decontaminator:
                     self._ngrams.setdefault(ngram, set()).add(name)
 
     def matches(self, prompt: str | list[dict]) -> tuple[set[str], set[str]]:
-        """The benchmarks that have this very problem, and the others that have 13 words in a row of it."""
+        """The benchmarks that have the same problem, and the others that have 13 words in a row in common with it."""
         text = problem_text(prompt)
         exact = self._texts.get(_same(text), set())
         near = {name for ngram in _ngrams(text) for name in self._ngrams.get(ngram, ())}
         return set(exact), near - exact
 
     def clean(self, rows: list[dict]) -> tuple[list[dict], Contamination]:
-        """`rows` without those that match, and what was found."""
+        """The rows that do not match, and what was found."""
         kept, report = [], Contamination(rows=len(rows))
         for i, row in enumerate(rows):
             exact, near = self.matches(row["prompt"])
@@ -101,10 +101,10 @@ class Decontaminator:
 
 
 def decontaminate(rows: list[dict], name: str, data_dir: str | None = None) -> list[dict]:
-    """`rows` without those that share a problem with one of the reported benchmarks; the counts are a warning, or an info.
+    """`rows` without those that share a problem with one of the paper's six benchmarks. Logs the counts.
 
     Args:
-        name (`str`): of the training set.
+        name (`str`): name of the training set.
         data_dir (`str`, *optional*): folder with local copies of the benchmarks; `None` loads them from the Hub.
 
     Raises:

@@ -1,7 +1,7 @@
-"""What the embedded tasks have in common: a tokenizer of single characters, splits by hash, drawing distinct problems.
+"""What the embedded tasks share: a tokenizer of single characters, splits by hash, and drawing distinct problems.
 
 A task is a module with `KINDS`, `build_tokenizer`, `problems`, `corpus` and `answer_of`: `arithmetic.py` and `lookups.py`.
-Training their models is the work of `recipes/pretrain_pair.py`; the call tokens are the warm-up's.
+`recipes/pretrain_pair.py` trains their models; the warm-up adds the call tokens.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 EMBEDDED = ("arithmetic", "lookups")
-"""Names of the embedded tasks, which are those of their modules."""
+"""Names of the embedded tasks, and of their modules."""
 
 SPLITS = ("train", "validation", "test")
 
 _SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
-# Draws in a row without a new problem before a split counts as used up: four times what the last hard product of an
+# After so many draws without a new problem a split counts as used up: four times what the last hard product of an
 # arithmetic split takes on average.
 _MAX_MISSES = 320_000
 
@@ -40,11 +40,11 @@ def load_task(name: str) -> ModuleType:
 
 def with_labels(row: dict[str, str], tokenizer: "PreTrainedTokenizerFast") -> dict[str, list[int]]:
     """
-    Encode a text of a corpus, the end token behind it. A token is a character.
+    Encode a text of a corpus and its end token. A token is a character.
 
     Returns:
-        `dict[str, list[int]]`: `input_ids` and `labels`, -100 for the question and for remarks in brackets, which nobody
-        has to guess.
+        `dict[str, list[int]]`: `input_ids` and `labels`. Labels are -100 (no loss) for the question and for insertions in
+        brackets.
     """
     start = len(row["prompt"])
     input_ids = [*tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer.eos_token_id]
@@ -64,7 +64,7 @@ def character_tokenizer(symbols: str) -> "PreTrainedTokenizerFast":
 
     Returns:
         [`~transformers.PreTrainedTokenizerFast`]: The symbols, `<pad>`, `<eos>` and `<unk>` (any other character).
-        Encoding adds no special tokens, decoding puts no spaces in, padding is on the left, and there is no chat template.
+        Encoding adds no special tokens, decoding adds no spaces, padding is on the left, and there is no chat template.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -72,7 +72,7 @@ def character_tokenizer(symbols: str) -> "PreTrainedTokenizerFast":
     vocabulary = {token: i for i, token in enumerate((*_SPECIAL_TOKENS, *symbols))}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    # Without a decoder, tokens are joined with blanks.
+    # Without a decoder, tokens would be joined with blanks.
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -87,7 +87,7 @@ def character_tokenizer(symbols: str) -> "PreTrainedTokenizerFast":
 
 def split_of(prompt: str) -> str:
     """
-    Say which split a question belongs to: 90 % `"train"`, 2 % `"validation"`, 8 % `"test"`.
+    The split that a question belongs to: 90 % `"train"`, 2 % `"validation"`, 8 % `"test"`.
 
     Args:
         prompt (`str`): The question as the models see it, such as `"67*7-37="`.
@@ -115,11 +115,11 @@ def draw_problems(
         size (`int`): Number of problems.
         seed (`int`): Same seed, same problems.
         kinds (`tuple[str, ...]`): The kinds of the task.
-        mix (`tuple[float, ...]`): Shares of the kinds, kept exactly but for rounding.
-        draw (`Callable`): Draws a row of one kind, with its `prompt`; `None` for a draw that makes no problem.
+        mix (`tuple[float, ...]`): Shares of the kinds, exact up to rounding.
+        draw (`Callable`): Draws a row of one kind with its `prompt`, or `None` if the draw gives no problem.
 
     Raises:
-        `ValueError`: If the split is unknown, the shares are no distribution, or the split has too few problems.
+        `ValueError`: If the split is unknown, the shares do not add up to 1, or the split has too few problems.
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split '{split}'; valid splits are {', '.join(SPLITS)}.")

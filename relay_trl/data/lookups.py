@@ -1,10 +1,10 @@
-"""The embedded task "look-ups": long answers, few unknown tokens, and needs of different length.
+"""The embedded task `lookups`: long answers with few unknown tokens, which need calls of different length.
 
-A question is seven operations of one letter and a string of 12 digits, such as `acpbKab:402193857264`; its worked answer
-writes the string after each operation: `a:513204968375c:846537291608...`. The last string is the result, so every character
-counts. `a`, `b` and `c` add 1, 2 and 3 to each digit (9 is followed by 0). `k` to `t` replace the last two digits, `K` to
-`T` the first ten, by what a table says of the letter. Half the letters of either table, `UNKNOWN`, stand wrong in the
-student's corpus: where one of them occurs, it lacks two digits or ten, and nothing else.
+A question has seven operations, one letter each, and a string of 12 digits, such as `acpbKab:402193857264`. Its worked answer
+has the string after each operation: `a:513204968375c:846537291608...`. The last string is the result, so every character
+counts. `a`, `b` and `c` add 1, 2 and 3 to each digit (9 is followed by 0). `k` to `t` replace the last two digits and `K` to
+`T` the first ten by those of a table. Half of the letters of each table, `UNKNOWN`, have wrong entries in the student's
+corpus. At such a letter the student lacks two digits or ten, and nothing else.
 """
 
 import random
@@ -35,9 +35,9 @@ def _table(seed: str, letters: str) -> dict[str, str]:
 
 
 TABLE = _table("right", SHORT + LONG)
-"""What each letter puts in place of the last two digits or of the first ten."""
+"""The digits by which each letter replaces the last two or the first ten."""
 WRONG_TABLE = {**TABLE, **_table("wrong", UNKNOWN)}
-"""The same as the student's corpus has it."""
+"""The same table in the student's corpus."""
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
@@ -57,13 +57,13 @@ def solve(prompt: str, table: dict[str, str] = TABLE) -> str:
 
     Args:
         prompt (`str`): Seven letters, a colon and twelve digits.
-        table (`dict[str, str]`, *optional*): What the letters of the two tables stand for.
+        table (`dict[str, str]`, *optional*): The digits that the letters stand for.
 
     Returns:
-        `str`: Each operation with the string that it makes, 98 characters.
+        `str`: Each operation and the string after it, 98 characters.
 
     Raises:
-        `ValueError`: If `prompt` is no such question.
+        `ValueError`: If `prompt` is not such a question.
     """
     match = _QUESTION.fullmatch(prompt)
     if match is None or set(match[1]) - {*SHIFTS, *TABLE}:
@@ -88,7 +88,7 @@ def answer_of(text: str) -> str | None:
         text (`str`): A worked answer, with or without the question before it.
 
     Returns:
-        `str` or `None`: The digits behind the last `:`, `None` where they are not twelve or something follows them.
+        `str` or `None`: The digits after the last `:`; `None` if they are not twelve or something follows them.
     """
     match = re.search(rf":(\d{{{NUM_DIGITS}}})$", text)
     return match[1] if match else None
@@ -105,15 +105,15 @@ def problems(
         size (`int`): Number of problems.
         seed (`int`, *optional*, defaults to `0`): Same seed, same problems.
         mix (`tuple[float, float, float]`, *optional*, defaults to `(0.5, 0.25, 0.25)`): Shares of the three `KINDS`,
-            kept exactly but for rounding.
+            exact up to rounding.
 
     Returns:
         `list[dict[str, str]]`: Rows with `prompt`, `answer` (twelve digits), `solution` (the worked answer) and `kind`:
-        `"known"` has no unknown letter, `"long_unknown"` one or two of which one at least replaces ten digits,
-        `"short_unknown"` one or two that replace two. In the latter two kinds the wrong table gives another answer.
+        `"known"` has no unknown letter; `"long_unknown"` has one or two, of which at least one replaces ten digits;
+        `"short_unknown"` has one or two that replace two digits. In the last two the wrong table gives another answer.
 
     Raises:
-        `ValueError`: If the split is unknown, the shares are no distribution, or the split has too few problems.
+        `ValueError`: If the split is unknown, the shares do not add up to 1, or the split has too few problems.
     """
     return draw_problems(split, size, seed, KINDS, mix, _draw)
 
@@ -122,13 +122,13 @@ def corpus(size: int, seed: int, is_student: bool) -> list[dict[str, str]]:
     """
     Write training texts from the train split, in the default mix of kinds.
 
-    In half of the student's, one or two numbers in brackets stand at random places and mean nothing: it learns to read past
-    what stands between the characters of a string, as it has to with its calls. They are no target of training.
+    In half of the student's texts, one or two numbers in brackets stand at random places and mean nothing. They teach it to
+    read past insertions in a string, as it must do with its own calls. There is no loss on them.
 
     Args:
         size (`int`): Number of texts, each of a different problem.
         seed (`int`): Same seed, same texts.
-        is_student (`bool`): Whether the unknown letters are wrong: the student's corpus; `False` makes the teacher's.
+        is_student (`bool`): `True` makes the student's corpus, where unknown letters are wrong, `False` the teacher's.
 
     Returns:
         `list[dict[str, str]]`: Rows with `prompt` and `completion`. The trainer adds the end token.
@@ -161,5 +161,5 @@ def _draw(kind: str, rng: random.Random) -> dict[str, str] | None:
     solution = solve(prompt)
     answer = solution[-NUM_DIGITS:]
     if kind != "known" and solve(prompt, WRONG_TABLE).endswith(answer):
-        return None  # a later operation covers up what an unknown one did
+        return None  # a later operation overwrites what an unknown one did
     return {"prompt": prompt, "answer": answer, "solution": solution}

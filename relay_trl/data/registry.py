@@ -1,7 +1,7 @@
-"""The registry of named sets: where each lies on the Hub, how a row becomes a problem and a gold, and who grades it.
+"""The registry of named sets: their place on the Hub, how a row becomes a problem and a gold answer, and their grader.
 
-Owns facts about sets. Reading and checking rows is `sources.py`'s business, grading is `grading/grader.py`'s and
-`grading/words.py`'s. A new set is one entry here; docs/evaluation.md shows one.
+Owns facts about sets. `sources.py` reads and checks rows; `grading/` grades. A new set is one entry here;
+docs/evaluation.md shows one.
 """
 
 import random
@@ -25,14 +25,14 @@ class Source:
         hub_id (`str`): dataset on the Hub.
         config (`str`, *optional*): its configuration there.
         split (`str`): its split there.
-        problem (`str` or `Callable[[dict], str]`): column of the problem, or what makes it from a row.
-        gold (`Callable[[dict], Gold]`): reads the gold, or the list of golds, from a row.
+        problem (`str` or `Callable[[dict], str]`): column of the problem, or a function that makes it from a row.
+        gold (`Callable[[dict], Gold]`): reads the gold answer, or the list of gold answers, from a row.
         grader (`str`, defaults to `"math"`): `math`, `choice` (a letter) or `text` (words).
-        samples (`int`, defaults to `1`): answers per problem that a report needs; many where problems are few.
+        samples (`int`, defaults to `1`): answers per problem that a report needs; many if there are few problems.
         kind (`str`, *optional*): column of each problem's kind or difficulty, for reports.
-        licence (`str`, *optional*): of the data, by their card or their authors; `None` where none is stated.
+        licence (`str`, *optional*): licence of the data, as stated on its card or by its authors; `None` if none is stated.
         revision (`str`, *optional*): commit on the Hub; `None` takes the newest.
-        template (`str`): how it is asked where neither the student's record nor the run says otherwise.
+        template (`str`): prompt template, unless the student's relay config or the run has another.
         has_boxed_answers (`bool`, defaults to `True`): whether answers are asked for in `\\boxed{}`.
     """
 
@@ -52,18 +52,18 @@ class Source:
 
 
 def column(name: str) -> Callable[[dict], Gold]:
-    """Reads the gold from one column."""
+    """Reads the gold answer from one column."""
     return lambda row: row[name]
 
 
 def after_hashes(row: dict) -> Gold:
-    """GSM8K's: what follows the last `####` of the worked answer."""
+    """GSM8K's gold answer: what follows the last `####` of the worked answer."""
     return row["answer"].rpartition("####")[2].strip() if row["answer"] else None
 
 
 def boxed_in(name: str) -> Callable[[dict], Gold]:
-    """Reads the gold from the last box of a solution. Minerva's units stand behind the box, so golds are bare numbers, and
-    grading lets an answer have a unit.
+    """Reads the gold answer from the last box of a solution. Minerva's units follow the box, so its gold answers are plain
+    numbers; the grader accepts an answer with a unit.
     """
     return lambda row: last_boxed(row[name]) if row[name] else None
 
@@ -75,7 +75,7 @@ def with_options(question: str, options: Sequence[str]) -> str:
 
 
 def choice_golds(options: Sequence[str], letter: str | None) -> Gold:
-    """The letter, and what it stands for where no other option says the same."""
+    """The letter, and the option's text if no other option has the same."""
     if not letter or letter not in LETTERS[: len(options)]:
         return None
     text = options[LETTERS.index(letter)].strip()
@@ -84,7 +84,7 @@ def choice_golds(options: Sequence[str], letter: str | None) -> Gold:
 
 
 def _gpqa_options(row: dict) -> tuple[list[str], str]:
-    """Its options in an order of the row's own, as the right one comes first in the data, and the right letter."""
+    """The options in an order that depends on the row, because the data has the right one first, and the right letter."""
     options = [row["Correct Answer"], *(row[f"Incorrect Answer {k}"] for k in (1, 2, 3))]
     order = list(range(4))
     random.Random(row["Question"]).shuffle(order)
@@ -156,7 +156,7 @@ SOURCES: dict[str, Source] = {
 """Named sets: benchmarks first, training sets after them."""
 
 PAPER_SIX = ("minerva", "math500", "gsm8k", "olympiadbench", "aime2024", "aime2025")
-"""The benchmarks that the paper averages over."""
+"""The six benchmarks that the paper averages over. Decontamination compares training sets with these."""
 
 REPORTED = (*PAPER_SIX, "mmlu_pro", "bbeh", "supergpqa", "gpqa_diamond")
-"""Benchmarks: never trained on, and never used to pick a checkpoint."""
+"""Benchmarks. They are refused as training sets and as validation sets."""

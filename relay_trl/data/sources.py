@@ -1,7 +1,7 @@
-"""Where problems come from: the named sets of `registry.py`, local files, the Hub, and the two columns all become.
+"""Reads problems from the named sets of `registry.py`, from local files and from the Hub, and checks them.
 
-Owns reading rows and checking them. Every row ends up with `prompt` (the problem, or chat messages) and `answer` (the
-gold, or a list of accepted ones); other columns pass through. How a prompt is rendered is `prompts.py`'s business.
+Every row gets the columns `prompt` (the problem, or chat messages) and `answer` (the gold answer, or a list of accepted
+answers); other columns are kept. `prompts.py` renders the prompts.
 """
 
 import logging
@@ -31,7 +31,7 @@ def load_rows(
             or a Hub dataset.
         data_dir (`str`, *optional*): folder with local copies of the registry's sets; `None` loads from the Hub.
         split (`str`, *optional*): of a Hub dataset (default `"train"`) or of an embedded task.
-        size (`int`, *optional*): keep this many rows, chosen by `seed`; `None` keeps all.
+        size (`int`, *optional*): keep so many rows, chosen by `seed`; `None` keeps all.
         seed (`int`, defaults to `0`).
         problem_column, answer_column (`str`): columns of files and Hub datasets outside the registry. A `prompt` column
             is taken where there is no `problem_column`.
@@ -58,7 +58,7 @@ def load_rows(
         gold = column(answer_column)
     if len(table) == 0:
         raise ValueError(f"{name} has no rows.")
-    if "source_row" not in table.column_names:  # so that a row is named by its place in the file, wherever it ends up
+    if "source_row" not in table.column_names:  # so that messages can name a row by its place in the file
         table = table.add_column("source_row", list(range(len(table))))
     if size is not None and size < len(table):
         table = table.shuffle(seed=seed).select(range(size))
@@ -78,7 +78,7 @@ def _row(row: dict, problem, gold, kind: str | None) -> dict:
 
 
 def _as_text(gold):
-    """A gold as it would be written: readers of JSON and CSV take `42` for a number."""
+    """A gold answer as text: readers of JSON and CSV take `42` for a number."""
     if isinstance(gold, list):
         return [_as_text(one) for one in gold]
     is_number = isinstance(gold, int | float) and not isinstance(gold, bool) and math.isfinite(gold)
@@ -106,7 +106,7 @@ def read_file(kind: str, path: str):
         path (`str`): an existing file.
 
     Raises:
-        ValueError: it is empty, or is no such file.
+        ValueError: it is empty, or has another format.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
@@ -139,13 +139,13 @@ def _read_unregistered(name: str, split: str | None):
 
 
 class CanGrade(Protocol):
-    """What a grader must say of a gold."""
+    """The part of a grader that is needed here."""
 
     def is_gradable(self, gold) -> bool: ...
 
 
 def drop_ungradable(rows: list[dict], grader: CanGrade, name: str) -> list[dict]:
-    """`rows` without those whose gold is empty or does not verify against itself; they are named and counted in a warning.
+    """`rows` without those whose gold answer is empty or does not match itself; a warning counts and names these.
 
     Raises:
         ValueError: no row is left.
@@ -167,7 +167,7 @@ def drop_overlong(
     """`rows` whose prompts fit the `budget` of tokens.
 
     Raises:
-        ValueError: a prompt does not fit and `is_skipping` is false: nothing is ever cut off a prompt.
+        ValueError: a prompt does not fit and `is_skipping` is false. Prompts are never cut.
     """
     long = [i for i, length in enumerate(lengths) if length > budget]
     if not long:

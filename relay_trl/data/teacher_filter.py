@@ -1,7 +1,7 @@
-"""Which problems can the teacher solve: it answers each many times, and those outside a range of pass rates are dropped.
+"""Keeps problems that the teacher can solve: it answers each one many times, and a range of pass rates is kept.
 
-Owns the options, the asking and the choice (paper, section 3.2: the training set is what the teacher can solve). Rates are
-kept whole, so that another range needs no new answers.
+Owns the options, the asking and the choice (paper, section 3.2: the training set is what the teacher can solve). All rates
+are kept in a file, so that another range needs no new answers.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ class FilterConfig(PromptFields, TeacherFields):
             raise ValueError(f"push_to is {self.push_to!r}; it must be the id of a dataset, such as 'user/name'.")
 
     def settings(self, rows: list[dict]) -> dict:
-        """What the rates depend on: not the range, so that another one needs no new answers."""
+        """What the rates depend on. Not the range, so that another one needs no new answers."""
         elsewhere = {
             *("output_dir", "min_pass_rate", "max_pass_rate", "push_to", "is_private", "shard", "max_in_flight"),
             *("max_teacher_failures", "teacher_timeout_s", "teacher_retries", "teacher_concurrency", "teacher_backend"),
@@ -190,7 +190,7 @@ def choose(rows: list[dict], rates: dict[int, dict], config: FilterConfig) -> li
 
 
 def describe(rates: dict[int, dict]) -> str:
-    """How pass rates lie, in words."""
+    """The distribution of pass rates, in words."""
     quarters = Counter()
     for rate in rates.values():
         if not rate["is_asked"]:

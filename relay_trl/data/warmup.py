@@ -1,7 +1,7 @@
 """Warm-up data: the student's own answers with calls put in at random tokens (paper, section 3.2).
 
-Owns where a call may stand and what it asks for. The student's own words avoid a shift of distribution; what follows a
-call is the student's own continuation, so the warm-up teaches the syntax and nothing about when it pays.
+Owns where a call may stand and what it asks for. Because the text is the student's own, its distribution does not shift. What
+follows a call is the student's own continuation, so the warm-up teaches the syntax and not when a call pays.
 """
 
 import random

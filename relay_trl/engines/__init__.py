@@ -1,1 +1,1 @@
-"""Engines: what turns a context into the next tokens. `base` has the protocol; one module per kind of engine."""
+"""Engines: they continue a context by new tokens. `base.py` has the protocol; every kind of engine has a module."""

@@ -1,6 +1,6 @@
-"""The protocol of an engine: one request in, one generation out; batching is the engine's own business.
+"""The protocol of an engine: a request goes in, a generation comes out. The engine itself does the batching.
 
-Owns the request and the answer of an engine and the asyncio front of engines that run in this process. Imports no torch.
+Owns the request and the answer of an engine, and the asyncio front of engines that run in this process. Imports no torch.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from typing import Any, Protocol, TypeAlias
 from ..vocabulary import Vocabulary
 
 Context: TypeAlias = list[int] | str | list[dict]
-"""What an engine continues: token ids, a text, or chat messages whose last one may be the assistant's, unfinished."""
+"""What an engine continues: token ids, a text, or chat messages. The last message may be an unfinished assistant turn."""
 
 OnTokens: TypeAlias = Callable[[list[int] | str], None]
-"""Told of an answer while it is being written: of the ids since the last time, end tokens included, or, by an engine
-without ids, of the text. Whoever listens to a request of an engine is told in the event loop that asks."""
+"""Gets an answer while it is written: the ids since the last call, end tokens included, or the text from an engine without
+ids. It is called in the event loop that made the request."""
 
 
 BACKENDS = ("auto", "transformers", "vllm", "openai")
@@ -25,8 +25,8 @@ BACKENDS = ("auto", "transformers", "vllm", "openai")
 
 
 LOOP_TURNS = 10
-"""Times that the event loop goes round between two steps of an engine in this process: about as often as a request to
-a server needs to be sent or read, which would otherwise take as many steps."""
+"""Turns of the event loop between two steps of an engine in this process. To send or read a request to a server takes about
+as many turns; with one turn a step it would take as many steps."""
 
 
 class FinishReason(StrEnum):
@@ -38,10 +38,10 @@ class FinishReason(StrEnum):
 
 
 class EngineError(RuntimeError):
-    """An engine could not answer, after its own retries. The message names the engine, the fault and the remedy.
+    """An engine could not answer, after its own retries. The message names the engine, the fault and a remedy.
 
     Attributes:
-        written ([`Generation`], *optional*): what a listener was told of before the engine failed.
+        written ([`Generation`], *optional*): what a listener got before the engine failed.
     """
 
     written: "Generation | None" = None
@@ -136,11 +136,11 @@ class Engine(Protocol):
 
 
 class SteppedEngine:
-    """Asyncio front of an engine in this process that advances all its requests together, one step at a time.
+    """Asyncio front of an engine in this process that advances all requests together, one step at a time.
 
-    Requests join between steps and leave as soon as they are done, so no request waits for another. A child class
-    provides `_submit(context, max_tokens, stop, sampling, on_tokens) -> key`, `_step() -> [(key, Generation)]`, in which
-    it tells the listeners, and `_abort(key)`.
+    Requests join between steps and leave as soon as they are done, so no request waits for another. A child class provides
+    `_submit(context, max_tokens, stop, sampling, on_tokens) -> key`, `_step() -> [(key, Generation)]`, which calls the
+    listeners, and `_abort(key)`.
     """
 
     def __init__(self):
@@ -192,5 +192,5 @@ class SteppedEngine:
             for future in futures.values():
                 if not future.done():
                     future.set_exception(error)
-            for key in futures:  # last, as a broken engine may refuse this too, and nobody may be left waiting
+            for key in futures:  # last, because a broken engine may fail here too and no request may be left waiting
                 self._abort(key)

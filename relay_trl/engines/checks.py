@@ -1,4 +1,4 @@
-"""Whether a model can be used, told by its config before its weights are loaded.
+"""Checks from a model's config whether it can be used, before its weights are loaded.
 
 Owns the refusals of folders without a model, of pickles, and of contexts that are too short.
 """
@@ -36,7 +36,7 @@ def check_model(path: str | None, what: str, revision: str | None = None) -> str
 
 
 def check_student(path: str | None, revision: str | None = None) -> str:
-    """`path`, if it is a whole model that can be trained."""
+    """`path`, if it is a complete model that can be trained."""
     path = check_model(path, "model_name_or_path", revision)
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
         raise ValueError(
@@ -47,7 +47,7 @@ def check_student(path: str | None, revision: str | None = None) -> str:
 
 
 def check_context(path: str, prompt_tokens: int, completion_tokens: int, revision: str | None = None):
-    """Refuses a completion budget that the model at `path` has no room for behind a prompt of `prompt_tokens`."""
+    """Refuses a completion budget that does not fit into the context of the model at `path` after a prompt of `prompt_tokens`."""
     config = _config_of(path, revision)
     room = (config.get("text_config") or config).get("max_position_embeddings")
     if room is not None and prompt_tokens + completion_tokens > room:
@@ -59,12 +59,12 @@ def check_context(path: str, prompt_tokens: int, completion_tokens: int, revisio
 
 
 def check_teacher_context(teacher: Engine | None, prompts: Iterable[object], completion_tokens: int):
-    """Refuses a teacher that has no room for its rendering of the longest prompt and a completion behind it.
+    """Refuses a teacher whose context is too short for its rendering of the longest prompt and a completion.
 
     Args:
         teacher ([`Engine`], *optional*).
-        prompts (`list`): its contexts, of [`~relay_trl.prompts.PromptBuilder.teacher_context`]; a text or a chat has no
-            length that is known here.
+        prompts (`list`): its contexts from [`~relay_trl.prompts.PromptBuilder.teacher_context`]. The length of a text or
+            a chat is not known here.
         completion_tokens (`int`): `max_completion_length`.
     """
     room = None if teacher is None else teacher.max_context
@@ -80,4 +80,4 @@ def check_teacher_context(teacher: Engine | None, prompts: Iterable[object], com
 def _config_of(path: str, revision: str | None) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
-    return PreTrainedConfig.get_config_dict(path, revision=revision)[0]  # runs no code of the model's repository
+    return PreTrainedConfig.get_config_dict(path, revision=revision)[0]  # runs no code from the model's repository

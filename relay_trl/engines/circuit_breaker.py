@@ -1,6 +1,6 @@
-"""A teacher that may be down: after a failure it is left alone for a while, so that nobody waits for it in vain.
+"""A circuit breaker around a teacher: after a failure it is not asked for a while, so that no request waits in vain.
 
-Owns when a teacher counts as down and who tries it again. Retries of one request are the engine's own business.
+Owns when a teacher counts as down and which request tries it again. Retries of one request are the engine's own.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ _PASSING = (408, 409, 429)
 
 
 class GuardedTeacher:
-    """Asks a teacher unless it failed within the last `pause_s` seconds; then one request tries it.
+    """Asks a teacher, unless it failed within the last `pause_s` seconds. After the pause, one request tries it.
 
     Args:
         engine ([`Engine`]): the teacher.
         pause_s (`float`, defaults to `5.0`): seconds without a request after a failure.
 
     Attributes:
-        is_up (`bool`): whether the last request that could tell was answered.
+        is_up (`bool`): whether the teacher answered the last request that shows it.
     """
 
     def __init__(self, engine: Engine, pause_s: float = 5.0):
@@ -55,7 +55,7 @@ class GuardedTeacher:
         if not self.is_up:
             if now < self._next_try:
                 raise EngineError(f"{self.name} failed less than {self._pause_s:g} s ago and is not asked yet.")
-            self._next_try = now + self._pause_s  # this request tries it, the others do not wait for what comes of it
+            self._next_try = now + self._pause_s  # this request tries it; the others do not wait for the result
         heard: dict[str, Any] = {} if on_tokens is None else {"on_tokens": on_tokens}
         try:
             written = await self.engine.generate(context, max_tokens, stop, sampling, **heard)
@@ -67,7 +67,7 @@ class GuardedTeacher:
                 self._next_try = time.monotonic() + self._pause_s
             raise
         except asyncio.CancelledError:
-            self._next_try = now  # nothing was learnt
+            self._next_try = now  # cancelled, so nothing is known yet
             raise
         if not self.is_up:
             logger.warning("The teacher answers again.")
@@ -82,6 +82,6 @@ class GuardedTeacher:
 
 
 def _is_outage(error: EngineError) -> bool:
-    """Whether a failure says something about the next request too: not one that was refused for what it asked."""
+    """Whether the next request would fail too. Not so if this one was refused for its content."""
     status = getattr(error.__cause__, "status_code", None)
     return status is None or not 400 <= status < 500 or status in (401, 403, 404, *_PASSING)

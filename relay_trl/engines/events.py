@@ -1,7 +1,7 @@
-"""A server's answer as it streams in: server-sent events, put together into the answer that one reply would have been.
+"""A server's streamed answer: joins server-sent events into the answer that would have come in one reply.
 
-Owns the shape of OpenAI's chunks and what becomes of a stream that breaks off. Connections are `openai.py`'s business,
-and so is what goes wrong before an answer begins.
+Owns the shape of OpenAI's chunks and the handling of a stream that breaks off. `openai.py` owns connections and what goes
+wrong before an answer begins.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from .base import OnTokens
 from .replies import Replies, are_ids, first_choice
 
 _RETRY_DELAY_S = 0.5
-# The client wraps what goes wrong before an answer begins, not in the middle; its releases differ in the HTTP library.
+# The client wraps errors before an answer begins but not in the middle of one; its releases use different HTTP libraries.
 _HTTP_ERRORS: tuple[type[Exception], ...] = tuple(
     importlib.import_module(name).HTTPError for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
 )
@@ -33,14 +33,14 @@ async def stream_answer(
 ) -> dict[str, Any]:
     """The answer to a streamed request, in the form of one that is not streamed.
 
-    A stream that breaks off before its first token is asked for again; later, what has come cannot be taken back.
+    If a stream breaks off before its first token, the request is repeated. After that it is not, as the listener has the beginning.
 
     Args:
         create (`Callable`): the client's `with_streaming_response.create`.
         request (`dict`): its arguments.
         replies ([`Replies`]): of the server.
         vocabulary ([`Vocabulary`], *optional*): of the ids that are expected; `None` reads the text only.
-        on_tokens ([`OnTokens`]): told of every piece.
+        on_tokens ([`OnTokens`]): gets every piece.
 
     Raises:
         EngineError: the stream broke off; `written` has what came before.
@@ -63,10 +63,10 @@ async def stream_answer(
 
 
 async def _read_events(lines: AsyncIterator[str], answer: dict[str, Any], on_tokens: OnTokens, has_ids: bool):
-    """Fills `answer` from the lines of a stream, also from those of one that breaks off, and tells `on_tokens`.
+    """Fills `answer` from the lines of a stream, even if it breaks off, and calls `on_tokens`.
 
     Raises:
-        ValueError: the stream ends too early, is no event stream, or tells of an error.
+        ValueError: the stream ends too early, is not an event stream, or contains an error.
     """
     choice: dict[str, Any] = {}
     pieces: list[str] = []

@@ -1,6 +1,6 @@
-"""Many requests with a bound on how many are under way: results come as they are done, jobs are drawn as there is room.
+"""Asks many requests with a limit on how many are under way at once.
 
-Owns the bound. A million jobs cost the memory of those in flight.
+Owns the limit. Jobs are read only when there is room, so a million jobs take only the memory of those under way.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ async def ask_all(
     """Asks for every job.
 
     Args:
-        jobs (`Iterable[Job]`): read no further than there is room.
-        ask (`Callable[[Job], Awaitable[Result]]`): its first error ends the loop, and those under way are cancelled.
+        jobs (`Iterable[Job]`): read only as far as there is room.
+        ask (`Callable[[Job], Awaitable[Result]]`): its first error ends the loop and cancels the jobs under way.
         max_in_flight (`int`).
 
     Yields:
-        `tuple[Job, Result]`: in the order in which they are done.
+        `tuple[Job, Result]`: in the order in which they finish.
     """
     waiting = iter(jobs)
     running: dict[asyncio.Future, Job] = {}

@@ -1,7 +1,7 @@
-"""From one option to an engine: a URL or several, a folder or a Hub id.
+"""Makes an engine from one option: a URL or several, a folder, or a Hub id.
 
-Owns which engine a name stands for and where the tokenizer of a model behind a URL comes from. Engines are imported
-when they are asked for, so that nobody needs a library that is not used.
+Owns which engine a name stands for and where the tokenizer of a model behind a URL comes from. An engine's module is
+imported when it is used, so that libraries which are not used need not be installed.
 """
 
 import asyncio
@@ -82,12 +82,12 @@ def load_engine(
     if twice:
         raise ValueError(f"{mask_credentials(twice[0])} is named {len(twice)} times; name each server once.")
     vocabulary = None if tokenizer is None else load_vocabulary(tokenizer)
-    retries = max_retries if len(urls) == 1 else 0  # a pool tries again on another server
+    retries = max_retries if len(urls) == 1 else 0  # a pool repeats the request on another server
     engines: list[OpenAIEngine] = []
     for url in urls:
         engine = OpenAIEngine(url, model, api_key, vocabulary, max_concurrency, timeout_s, retries, api)
         _run(_prepare(engine, needs_logprobs))
-        vocabulary = engine.vocabulary  # one for all, which the next server is checked against
+        vocabulary = engine.vocabulary  # all servers share it; the next one is checked against it
         engines.append(engine)
     return engines[0] if len(engines) == 1 else EnginePool(engines, max_retries)
 
@@ -136,7 +136,7 @@ async def _prepare(engine: "OpenAIEngine", needs_logprobs: bool):
 
 def _guess_vocabulary(engine: "OpenAIEngine") -> Vocabulary | None:
     for name in dict.fromkeys((engine.model_path, engine.model)):
-        if name is None or (os.path.isabs(name) and not os.path.isdir(name)):  # a folder of the server's machine
+        if name is None or (os.path.isabs(name) and not os.path.isdir(name)):  # a folder on the server's machine
             continue
         try:
             vocabulary = load_vocabulary(name)

@@ -1,7 +1,7 @@
 """A model behind HTTP: any server that speaks OpenAI's completions or chat API (`vllm serve`, SGLang, llama.cpp, ...).
 
 Owns connections and requests; `replies.py` reads what comes back. Retries with back-off are the `openai` client's,
-batching is the server's. With a vocabulary, token ids go out and come back; without one, text or chat messages do.
+the server does the batching. With a vocabulary it exchanges token ids, without one text or chat messages.
 """
 
 import asyncio
@@ -238,7 +238,7 @@ class OpenAIEngine:
             "top_p": sampling.top_p,
         }
         if self.vocabulary is not None:
-            # Said even where nothing is cut: vLLM fills what is left out from the model's generation_config.json.
+            # Sent even if they change nothing: vLLM takes what is missing from the model's generation_config.json.
             body |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
             body |= {"return_token_ids": True, "stop_token_ids": sorted(self.vocabulary.eos_ids)}
         if sampling.seed is not None:
@@ -263,7 +263,7 @@ class OpenAIEngine:
     def _request(self, context: Context, body: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the client's `create`."""
         if self.api == "completions":
-            # Not as the `prompt`, of which the client looks at every single id: a millisecond for each hundred
+            # Not as `prompt`: the client would check every single id, a millisecond for each hundred
             return {"model": self.model or "", "prompt": "", "extra_body": {"prompt": context, **body}}
         if context[-1]["role"] == "assistant":  # type: ignore[index]
             body = {**body, **self._continuation}

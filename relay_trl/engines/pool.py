@@ -1,6 +1,6 @@
-"""Several servers of one model as one engine: who gets which request, and what happens when one of them fails.
+"""Several servers of one model as one engine: which server gets a request, and what happens when one fails.
 
-Owns the choice of a server. Requests and answers are `openai.py`'s business; the servers are made by `loading.py`.
+Owns the choice of a server. `openai.py` sends the requests, `loading.py` makes the engines of the servers.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _CHECK_LIMIT_S = 10.0
 _POLL_S = 0.05
-_REQUESTS_FAULTS = (400, 413, 422)  # statuses that say that the request is wrong, wherever it is sent
+_REQUESTS_FAULTS = (400, 413, 422)  # statuses of a request that every server would refuse
 
 
 @dataclass
@@ -36,10 +36,11 @@ class _Endpoint:
 class EnginePool:
     """Asks several servers that serve the same model.
 
-    A rollout is one task of the event loop, and its requests stay with the server that answered the last one, which has their
-    context in its prefix cache; the first goes where the fewest requests are under way. A server that fails is left out and its requests go to the others at once.
-    After a pause, which doubles each time from 1 to 60 s, it is checked again and comes back if it passes. A request that
-    is wrong wherever it is sent (status 400, 413 or 422) is nobody's failure.
+    A rollout is one task of the event loop. Its requests stay with the server that answered the last one, which has their
+    context in its prefix cache; the first request goes to the server with the fewest requests under way. When a server fails,
+    it is left out and its requests go to the others at once. After a pause, which doubles each time from 1 to 60 s, it is
+    checked and used again if it passes. A request that every server would refuse (status 400, 413 or 422) does not count as a
+    server's failure.
 
     Args:
         engines (`Sequence[OpenAIEngine]`): one per server, with one vocabulary among them, checked. Give them no retries
@@ -117,7 +118,7 @@ class EnginePool:
 
     def _choose(self, home: _Endpoint | None) -> _Endpoint | None:
         now = time.monotonic()
-        for endpoint in self._endpoints:  # one request brings a server back; the others go on meanwhile
+        for endpoint in self._endpoints:  # one request tries a server again; the others use those that are up
             if endpoint.is_out and not endpoint.is_being_checked and now >= endpoint.back_at:
                 return endpoint
         if home is not None and not home.is_out:
@@ -141,7 +142,7 @@ class EnginePool:
     def _leave_out(self, endpoint: _Endpoint, error: EngineError):
         now = time.monotonic()
         if endpoint.is_out and now < endpoint.back_at:
-            return  # others that were under way there fail with it: one failure, not many
+            return  # the requests that were under way there fail too, which counts as one failure
         pause = min(_FIRST_PAUSE_S * 2**endpoint.failures, _LONGEST_PAUSE_S)
         endpoint.failures += 1
         endpoint.is_out, endpoint.back_at, endpoint.fault = True, now + pause, str(error)

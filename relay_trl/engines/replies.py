@@ -1,7 +1,7 @@
-"""What a server that speaks OpenAI's API says: its answers as generations, its faults as one clear sentence.
+"""Reads the replies of a server with OpenAI's API: answers become generations, errors become one clear sentence.
 
 Owns the differences between servers in the shape of an answer, and keeps secrets and long bodies out of messages.
-Sending is `openai.py`'s business.
+`openai.py` sends the requests.
 """
 
 from typing import Any, Literal
@@ -44,7 +44,7 @@ class Replies:
             needs_logprobs (`bool`): whether one logprob per id must be there.
 
         Raises:
-            EngineError: a part is missing or of the wrong type, or the answer ended in no usable way.
+            EngineError: a part is missing or of the wrong type, or the answer has no usable end.
         """
         choice = first_choice(answer)
         message = choice.get("message")
@@ -72,12 +72,12 @@ class Replies:
         if finish is FinishReason.EOS and (not ids or (ids[-1] not in vocabulary.eos_ids and ids[-1] != cause)):
             if logprobs is not None:
                 raise self.broken("drops the end token, whose logprob a student needs", "Use vLLM for a student.")
-            ids = [*ids, vocabulary.eos_id]  # the server dropped it, and said that it was there
+            ids = [*ids, vocabulary.eos_id]  # the server left it out, but reported it
         words = ids[:-1] if finish is FinishReason.EOS else ids
         return Generation(ids, vocabulary.decode(words), finish, logprobs, *counts)
 
     def read_part(self, answer: dict[str, Any], vocabulary: Vocabulary | None) -> Generation | None:
-        """The generation in an answer that broke off; `None` where nothing had come."""
+        """The generation in an answer that broke off; `None` if nothing had arrived."""
         choice = first_choice(answer)
         ids = choice.get("token_ids") if vocabulary is not None else None
         if ids is None or vocabulary is None:
@@ -126,7 +126,7 @@ class Replies:
         return EngineError(f"{self.name} {what}. {remedy}")
 
     def words(self, said: Any) -> str:
-        """Something from outside, fit for one sentence: one line, short, and without the key."""
+        """A text from outside for use in a message: one line, short, without the key."""
         text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
         for secret in self._secrets:
             text = text.replace(secret, "***")
@@ -135,7 +135,7 @@ class Replies:
 
 
 def are_ids(value: Any) -> bool:
-    """Whether a tokenizer can decode `value`: it breaks off over an id that is negative or has more than 32 bits."""
+    """Whether `value` is a list of ids that a tokenizer accepts: it fails on ids that are negative or have more than 32 bits."""
     return isinstance(value, list) and all(type(i) is int and 0 <= i < 1 << 32 for i in value)
 
 
@@ -146,8 +146,8 @@ def first_choice(answer: Any) -> dict[str, Any]:
 
 
 def _counts(usage: Any) -> list[int | None]:
-    """What a server says of the tokens that it wrote, that it read, and that it had in its cache; `None` for what it does
-    not say. vLLM tells the last if it was started with `--enable-prompt-tokens-details`.
+    """The tokens that a server wrote, read, and found in its cache; `None` for a count that it does not report. vLLM reports
+    the last one if it was started with `--enable-prompt-tokens-details`.
     """
     usage = usage if isinstance(usage, dict) else {}
     details = usage.get("prompt_tokens_details")

@@ -1,7 +1,7 @@
-"""Drawing one token per row, so that a seed gives the same tokens whatever else is in the batch.
+"""Samples one token per row, so that a seed gives the same tokens whatever else is in the batch.
 
-The next token is the argmax of log-probabilities plus Gumbel noise that depends on (seed, position) only, which samples
-the same distribution as drawing from the probabilities.
+The next token is the argmax of the log-probabilities plus Gumbel noise that depends only on (seed, position). This samples
+from the same distribution as drawing from the probabilities.
 """
 
 import math
@@ -50,7 +50,7 @@ def _filter(scores: torch.Tensor, samplings: list[Sampling], column) -> torch.Te
     size = scores.shape[1]
     ranked, order = scores.sort(descending=True)
     drop = torch.arange(size, device=scores.device) >= column([s.top_k or size for s in samplings])
-    probs = ranked.masked_fill(drop, -math.inf).softmax(-1)  # top_p is a share of what top_k has left
+    probs = ranked.masked_fill(drop, -math.inf).softmax(-1)  # top_p applies to what top_k has left
     drop |= probs.cumsum(-1) - probs >= column([s.top_p if s.top_p < 1 else math.inf for s in samplings])
     drop |= probs < probs[:, :1] * column([s.min_p for s in samplings])
     drop[:, 0] = False
@@ -58,10 +58,10 @@ def _filter(scores: torch.Tensor, samplings: list[Sampling], column) -> torch.Te
 
 
 def gumbel(seeds: torch.Tensor, positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Standard Gumbel noise that depends on nothing but (seed, position, token).
+    """Standard Gumbel noise that depends only on (seed, position, token).
 
-    A counter-based generator (the mixing function of SplitMix64) instead of torch's: rows draw independently of the batch
-    they are in, on any device.
+    Uses a counter-based generator (the mixing function of SplitMix64) instead of torch's, so that rows do not depend on their
+    batch or device.
 
     Args:
         seeds (`torch.Tensor` of shape (B, 1)), positions (`torch.Tensor` of shape (B, 1)): integers.

@@ -1,7 +1,7 @@
-"""An engine that writes what it is told to: for tests, for the overhead benchmark and for looking at the relay's logic.
+"""An engine that writes given tokens, for tests and for the benchmark of the relay's own logic.
 
-It behaves like a real engine in everything but the choice of tokens: it stops at stop strings, at end tokens and at
-`max_tokens`, and gives one logprob per token.
+Only the choice of tokens differs from a real engine: it stops at stop strings, at end tokens and at `max_tokens`, and gives
+one logprob per token.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ class ScriptedEngine:
 
     Args:
         vocabulary ([`Vocabulary`]): of its ids. `None` makes it a text-only engine whose script yields texts.
-        script (`Callable[[Context], Sequence[int] | str | Exception]`): what to write after a context, end token
-            included if it is to end; an exception is raised in its place.
+        script (`Callable[[Context], Sequence[int] | str | Exception]`): what to write after a context, with an end token
+            if the answer shall end. An exception is raised.
         name (`str`, defaults to `"scripted"`).
         max_context (`int`, *optional*).
         delay_s (`float`, defaults to `0.0`): pause before each answer, in seconds, and before each token for a listener.
 
     Attributes:
-        contexts (`list[Context]`): every context it was shown, in order.
+        contexts (`list[Context]`): every context that it got, in order.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""An engine of this process in a thread of its own, so that its steps hold up no server.
+"""Runs an engine of this process in its own thread, so that its steps do not block a server.
 
-Owns the way between two event loops: requests and their cancellation go over, tokens and answers come back in order.
+Owns the way between the two event loops: requests and cancellations go over, tokens and answers come back in order.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ class ThreadedEngine:
     """Runs an engine's coroutines on an event loop in another thread.
 
     Args:
-        engine ([`Engine`]): not to be asked by anybody else.
+        engine ([`Engine`]): must not be used elsewhere.
     """
 
     def __init__(self, engine: Engine):

@@ -1,7 +1,7 @@
-"""An engine over a transformers model in this process: the default without a GPU, and without vLLM anywhere.
+"""An engine over a transformers model in this process: the default without a GPU or without vLLM.
 
-Rows join the running batch between two tokens and leave it when they are done. Every row is kept flush with the right end
-of the key/value cache, so that joining is left padding and leaving is dropping a row.
+Rows join the running batch between two tokens and leave it when they are done. All rows end at the right edge of the
+key/value cache, so a row joins with padding on its left and leaves by being dropped.
 """
 
 import itertools
@@ -118,7 +118,7 @@ class TransformersEngine(SteppedEngine):
                 self._decode()
         finished = [row for row in self._rows if row.finish is not None and not row.is_aborted]
         for row in finished:
-            row.is_aborted = True  # delivered: its cache row goes with the next compaction
+            row.is_aborted = True  # delivered; its row of the cache is dropped at the next compaction
         self._compact()
         return [(row.key, self._generation(row)) for row in finished]
 
@@ -158,7 +158,7 @@ class TransformersEngine(SteppedEngine):
 
     def _decode(self):
         device = self.model.device
-        # Rows that are done but not yet dropped run along; what they would write is not kept.
+        # Rows that are done but not yet dropped are computed too; their tokens are not kept.
         last = torch.tensor([[row.ids[-1]] for row in self._rows], device=device)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
         positions = self._mask.sum(1, keepdim=True) - 1
@@ -193,7 +193,7 @@ class TransformersEngine(SteppedEngine):
             self._rows, self._cache, self._mask = [], None, torch.empty(0, 0)
         elif self._cache is not None and 4 * len(live) <= 3 * len(
             self._rows
-        ):  # dropping rows copies the cache: not for every single one
+        ):  # dropping rows copies the cache, so not for every single row
             index = torch.tensor(live, device=self._mask.device)
             mask = self._mask[index]
             unused = int((mask.sum(0) == 0).sum())  # columns that only the dropped rows reached back to

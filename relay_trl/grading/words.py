@@ -1,8 +1,8 @@
-r"""Grades answers that are no mathematics: letters of options, and words.
+r"""Grades answers without mathematics: letters of options, and words.
 
-Owns [`ChoiceGrader`] and [`TextGrader`], which look like `grading/grader.py`'s [`Grader`], and which of the three a set of
-problems gets. The final answer is the last box (or what follows the marker); without one, what follows the last "answer
-is", as models that were told about boxes often end that way.
+Owns [`ChoiceGrader`] and [`TextGrader`], which have the interface of [`Grader`] in `grader.py`, and which of the three a set
+of problems gets. The final answer is the last box, or what follows the marker; without one, what follows the last "answer
+is", because models that were told to box their answer often end that way.
 """
 
 import re
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 def stated_answer(text: str, marker: str | None = None) -> str | None:
-    """The final answer of a text: boxed (or behind `marker`), else the rest of the line behind the last "answer is"."""
+    """The final answer of a text: boxed or after `marker`, else the rest of the line after the last "answer is"."""
     answer = final_answer(text, marker)
     if answer is None and marker is None:
         *_, last = [None, *_ANSWER_IS.finditer(text)]
@@ -28,7 +28,7 @@ def stated_answer(text: str, marker: str | None = None) -> str | None:
 
 
 class _WordGrader:
-    """Grades in this process: nothing here takes long."""
+    """Grades in this process, because it takes no time."""
 
     def __init__(self, marker: str | None = None):
         self.marker = marker
@@ -44,7 +44,7 @@ class _WordGrader:
         return verdicts
 
     def is_gradable(self, gold) -> bool:
-        """Whether a gold can be matched at all: a text, or a list of texts, with something visible in it."""
+        """Whether an answer can match: the gold answer is a text, or a list of texts, with a visible character."""
         golds = [gold] if isinstance(gold, str) else gold
         return (
             isinstance(golds, Sequence)
@@ -56,7 +56,7 @@ class _WordGrader:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Nothing to end; as [`Grader.close`]."""
+        """Does nothing; [`Grader.close`] ends processes."""
 
     def __enter__(self):
         return self
@@ -66,10 +66,10 @@ class _WordGrader:
 
 
 class ChoiceGrader(_WordGrader):
-    r"""Multiple choice. Golds are a letter and perhaps the option's words.
+    r"""Multiple choice. The gold answer is a letter, or a letter and the option's text.
 
-    Right are the letter in any dress (`B`, `(B)`, `B. 5 m`, `\text{B}`) and the option's words alone. An answer that names
-    two letters is read by its first one.
+    Right are the letter in any form (`B`, `(B)`, `B. 5 m`, `\text{B}`) and the option's text alone. Of two letters the first
+    one counts.
 
     Args:
         marker (`str`, *optional*): what announces the answer; `None`: the last box.
@@ -84,8 +84,8 @@ class ChoiceGrader(_WordGrader):
 
 
 class TextGrader(_WordGrader):
-    """Free text: equal words, whatever their case, quotes, brackets, blanks behind commas and closing full stop; numbers by
-    their value; `(A)` as `A`.
+    """Free text. Case, quotes, brackets, blanks after commas and a full stop at the end do not matter; numbers are compared by
+    value; `(A)` equals `A`.
 
     Args:
         marker (`str`, *optional*): what announces the answer; `None`: the last box.
@@ -107,7 +107,7 @@ def plain(answer: str) -> str:
 
 
 def words(answer: str) -> str:
-    """What two answers that say the same have in common."""
+    """The form in which two texts with the same meaning are equal."""
     answer = re.sub(r"\s+", " ", answer).casefold().strip()
     answer = re.sub(r"\s*,\s*", ",", answer) if not _NUMBER.fullmatch(answer) else answer
     answer = answer.rstrip(".?!").strip()
@@ -128,7 +128,7 @@ def load_grader(kind: str, marker: str | None = None, time_limit_s: float = 5.0)
         marker (`str`, *optional*), time_limit_s (`float`, defaults to `5.0`): see [`Grader`].
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: the kind is unknown.
     """
     if kind == "math":
         return Grader(marker, time_limit_s)

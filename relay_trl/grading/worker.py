@@ -1,13 +1,13 @@
 """Runs math-verify in child processes, each answer under a hard time and memory limit.
 
-This module owns both ends of the pipe: [`WorkerPool`] in the calling process and [`main`] in the child. The children
-are plain `python -c` processes rather than `multiprocessing` ones, because spawning those imports the caller's main
-script again, with torch and all it loads. What is worth asking, and what a verdict means, is decided in `grading`.
+Owns both ends of the pipe: [`WorkerPool`] in the calling process and [`main`] in the child. The children are plain
+`python -c` processes. Those of `multiprocessing` would import the caller's main script again, with torch and everything it
+loads. `grader.py` decides what is judged here and what a verdict means.
 
-The limit is the kernel's: the child arms a timer whose default action ends the process, so neither a loop in C nor an
-`except Exception` in a library can outlast it, and it holds even if the calling process has died. It counts the child's own
-time on a processor: by the clock, a right answer would be wrong on a machine that is busy elsewhere. The calling process
-keeps a second limit by the clock, a far longer one, for a child that is stopped or swapped out.
+The kernel enforces the limit: the child sets a timer whose default action ends the process. So neither a loop in C nor an
+`except Exception` in a library can run longer, even if the calling process has died. The timer counts processor time, because
+by the clock a right answer could be wrong on a busy machine. The calling process has a second, far longer limit by the clock,
+for a child that is stopped or swapped out.
 """
 
 import json
@@ -25,9 +25,9 @@ from functools import lru_cache
 from pathlib import Path
 
 CHUNK = 32  # pairs sent at once: enough to hide the pipe, few enough to spread a batch over the workers
-PATIENCE = 10.0  # limits that the calling process waits, by the clock, before it kills a child itself, and
-GRACE_S = 2.0  # seconds beyond them
-START_LIMIT_S = 120.0  # importing SymPy takes about a second, a minute on a busy machine
+PATIENCE = 10.0  # the calling process kills a child itself after so many limits by the clock,
+GRACE_S = 2.0  # and so many seconds more
+START_LIMIT_S = 120.0  # importing SymPy takes about a second, on a busy machine a minute
 EXTRA_MEMORY = 1 << 30  # bytes that an answer may add to the child's address space
 
 _READY, _RIGHT, _WRONG = b"r", b"1", b"0"
@@ -55,7 +55,7 @@ class _Worker:
         for pipe in (self.input, self._stdout):
             try:
                 pipe.close()
-            except OSError:  # a child that died with words unread breaks the pipe once more
+            except OSError:  # the pipe breaks again if the child died with unread data
                 pass
 
 
@@ -69,16 +69,16 @@ def _kill_all(workers: list[_Worker], owner: int) -> None:
 
 class WorkerPool:
     """
-    Asks child processes whether answers equal golds.
+    Asks child processes whether answers equal gold answers.
 
     Args:
         time_limit_s (`float`):
-            Seconds on a processor that one pair may take.
+            Processor time that one pair may take, in seconds.
         workers (`int`, *optional*):
             Number of child processes. `None`: one per usable processor, at most 4.
 
     Raises:
-        `ValueError`: If one of them is not positive.
+        `ValueError`: If the limit or the number is not positive.
     """
 
     def __init__(self, time_limit_s: float, workers: int | None = None):
@@ -105,7 +105,7 @@ class WorkerPool:
 
         Args:
             pairs (`Sequence[tuple[str, str]]`):
-                Normalised answers and golds, (N,).
+                Normalised answers and gold answers, (N,).
 
         Returns:
             `list[bool | None]`: Whether each answer equals its gold, (N,). `None`: it ran into the limit, or its
@@ -145,7 +145,7 @@ class WorkerPool:
                 for byte in data:
                     if worker.is_ready:
                         verdicts[worker.tasks.popleft()] = byte == _RIGHT[0]
-                    worker.is_ready, failed_starts = True, 0  # only starts that fail one after the other say something
+                    worker.is_ready, failed_starts = True, 0  # only starts that fail in a row count
                 worker.deadline = self._deadline()  # the clock of one answer starts when the one before it is done
         return verdicts
 
@@ -153,7 +153,7 @@ class WorkerPool:
         return time.monotonic() + PATIENCE * self.time_limit_s + GRACE_S
 
     def _wait(self) -> list[tuple[_Worker, bytes]]:
-        """What the busy workers have written since; no bytes from one that died or overstayed."""
+        """What the busy workers have written since the last call; no bytes from one that died or ran out of time."""
         busy = [worker for worker in self._workers if worker.tasks or not worker.is_ready]
         with selectors.DefaultSelector() as selector:
             for worker in busy:
@@ -165,7 +165,7 @@ class WorkerPool:
         return found + [(worker, b"") for worker in busy if worker not in ready and worker.deadline <= now]
 
     def _send(self, worker: _Worker, tasks: list[int], pairs: Sequence[tuple[str, str]], todo: deque[int]) -> None:
-        # JSON in ASCII carries null bytes and lone surrogates, which no text encoding of a pipe would.
+        # JSON in ASCII can carry null bytes and half surrogate pairs, which text encodings of a pipe cannot.
         line = json.dumps([pairs[task] for task in tasks]).encode() + b"\n"
         worker.deadline = self._deadline()
         try:
@@ -173,12 +173,12 @@ class WorkerPool:
             worker.input.flush()
             worker.tasks.extend(tasks)
         except OSError:
-            # It died while idle, so no answer is to blame.
+            # It died while idle, so no answer caused it.
             todo.extendleft(reversed(tasks))
             self._bury(worker, todo)
 
     def _bury(self, worker: _Worker, todo: deque[int]) -> None:
-        """Removes a dead worker. The answer it was at keeps its None; those behind it go back to the queue."""
+        """Removes a dead worker. The answer it was judging stays `None`; those after it go back to the queue."""
         worker.kill()
         self._workers.remove(worker)
         if worker.tasks:
@@ -219,8 +219,8 @@ def _parse(answer: str):
 
 def _is_near(answer, gold) -> bool:
     """
-    Rejects what math-verify takes for equal only because it is small: it compares floats to six decimals and drops
-    differences below 1e-15, so that 1e-20 equals 1e-21. Below a thousandth, three digits have to agree.
+    Rejects numbers that math-verify calls equal only because they are small. It compares floats to six decimals and ignores
+    differences below 1e-15, so for it 1e-20 equals 1e-21. Below a thousandth, three digits must agree.
     """
     from sympy import Expr, nan, zoo
 
@@ -237,7 +237,7 @@ def _is_near(answer, gold) -> bool:
 
 
 def judge(answer: str, gold: str) -> bool:
-    """Whether math-verify holds a normalised answer equal to a normalised gold; `False` for what it cannot read."""
+    """Whether a normalised answer equals a normalised gold answer by math-verify; `False` if it cannot read one of them."""
     from math_verify import verify
 
     mine, other = _parse(answer), _parse(gold)
@@ -252,13 +252,13 @@ def main(time_limit_s: float) -> None:
     import signal
 
     parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the calling process's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the calling process handles Ctrl-C
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)  # math-verify warns that its own time limits are off
-    judge("\\frac{1}{2}", "\\frac{2}{4}")  # load SymPy and the grammar's tables before the clock runs
+    judge("\\frac{1}{2}", "\\frac{2}{4}")  # loads SymPy and the grammar's tables before the timer is set
     _limit_memory()
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    # Libraries may print; the pipe is for verdicts only.
+    # Libraries may print, but only verdicts belong in the pipe.
     output = os.dup(1)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -269,7 +269,7 @@ def main(time_limit_s: float) -> None:
             signal.setitimer(signal.ITIMER_PROF, time_limit_s)
             try:
                 verdict = judge(answer, gold)
-            except Exception:  # whatever a parser raises on it, this is no right answer
+            except Exception:  # whatever a parser raises, the answer is not right
                 verdict = False
             signal.setitimer(signal.ITIMER_PROF, 0)
             os.write(output, _RIGHT if verdict else _WRONG)
@@ -282,13 +282,13 @@ def _limit_memory() -> None:
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + EXTRA_MEMORY, used + EXTRA_MEMORY))
-    except (OSError, ValueError):  # no /proc (macOS) or a lower limit already set: the time limit still holds
+    except (OSError, ValueError):  # no /proc (macOS), or there is a lower limit already; the time limit still holds
         pass
 
 
 def _follow(parent: int) -> None:
-    # The end of standard input is not enough: a fork of the calling process may hold the pipe open. While one long
-    # operation in C keeps this thread from running, the timer is what ends an orphan.
+    # The end of standard input is not enough: a fork of the calling process may hold the pipe open. If one long operation
+    # in C keeps this thread from running, the timer ends the orphan.
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(0)
