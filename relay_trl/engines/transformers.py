@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from ..vocabulary import Vocabulary
 from .base import Context, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
+from .precision import warn_of_bfloat16
 from .sampling import draw
 
 
@@ -90,6 +91,8 @@ class TransformersEngine(SteppedEngine):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", use_safetensors=True, **found)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         model.eval().to(torch.device(device or accelerator or "cpu"))  # pyright: ignore[reportArgumentType]
+        if model.dtype is torch.bfloat16 and model.device.type == "cpu":
+            warn_of_bfloat16(path, "dtype: float32")
         return cls(model, tokenizer, name=path, **kwargs)
 
     def _submit(

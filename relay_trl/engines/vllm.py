@@ -14,6 +14,7 @@ import torch
 
 from ..vocabulary import Vocabulary
 from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
+from .precision import warn_of_bfloat16
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -112,6 +113,8 @@ class VLLMEngine(SteppedEngine):
         has_gpu = torch.cuda.is_available()
         if not has_gpu:
             kwargs = {**CPU_OPTIONS, **kwargs}
+            if dtype in ("auto", "bfloat16"):  # "auto" halves float32 too
+                warn_of_bfloat16(model, "dtype: float32")
         # vLLM seeds this process's generators when it is built; with this seed they stay fixed by the run's own.
         kwargs.setdefault("seed", torch.initial_seed() % 2**31)
         before = os.environ.get(_IN_PROCESS)

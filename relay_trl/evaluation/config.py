@@ -15,7 +15,7 @@ from ..data.sources import load_rows
 from ..engines.base import Engine, Sampling
 from ..grading.words import AnyGrader, load_grader
 from ..options import TeacherFields, mapping
-from ..prompts import PromptBuilder
+from ..prompts import PromptBuilder, check_template
 from ..redaction import redact
 from ..relay import RelayRules
 from ..relay_config import load_record
@@ -167,6 +167,8 @@ class EvaluationConfig(TeacherFields):
             raise ValueError(f"student_backend is {self.student_backend!r}; it must be one of {', '.join(known)}.")
         if "://" in self.student:
             raise ValueError("student is a URL; a student's token ids are needed, so give a folder or a Hub id.")
+        if self.prompt_template is not None:
+            check_template(self.prompt_template)
         self._filled(FROM_STUDENT)
 
     def with_student_defaults(self) -> "EvaluationConfig":

@@ -12,6 +12,7 @@ from typing import Any
 from trl import GRPOConfig, SFTConfig
 
 from ..engines.base import Sampling
+from ..engines.precision import warn_of_bfloat16
 from ..options import PromptFields, TeacherFields, broken_groups
 from ..redaction import RedactedArguments
 from ..relay import RelayRules
@@ -146,6 +147,8 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         self.check_student_server()
         self._check_saves()
         self.resume_from_checkpoint = find_checkpoint(self.resume_from_checkpoint, self.output_dir)
+        if self.bf16 and self.device.type == "cpu":
+            warn_of_bfloat16("The training", "bf16: false, for float32")
 
     def _check_groups(self):
         """Refuses a draw of rollouts that leaves a group incomplete."""
@@ -209,3 +212,5 @@ class RelaySFTConfig(RedactedArguments, FinishFields, PromptFields, SFTConfig):
         if not self.warmup_data:
             raise ValueError("warmup_data is not set; give it the .jsonl file that recipes/build_warmup.py wrote.")
         self.resume_from_checkpoint = find_checkpoint(self.resume_from_checkpoint, self.output_dir)
+        if self.bf16 and self.device.type == "cpu":
+            warn_of_bfloat16("The training", "bf16: false, for float32")
