@@ -127,6 +127,11 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             )
         if self.call_entropy_coef < 0:
             raise ValueError(f"call_entropy_coef is {self.call_entropy_coef}; it must be 0 (no bonus) or more.")
+        if self.metric_for_best_model in ("loss", "eval_loss"):
+            raise ValueError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}, but an evaluation rolls out and grades only; name "
+                "what it reports, such as eval_relay/accuracy."
+            )
         self.check_teacher()
         if self.use_vllm and importlib.util.find_spec("vllm") is None:
             raise ImportError(

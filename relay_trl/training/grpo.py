@@ -3,6 +3,7 @@
 Owns what happens between a batch of prompts and TRL's advantages. Touches of undocumented TRL are in `rollouts.py` and `student_engine.py`.
 """
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from ..prompts import PromptBuilder, RunPrompts
 from ..rewards import difficulty, load_function, load_reward
 from ..rollout_files import Draw, RolloutWriter
 from ..vocabulary import Vocabulary
+from .batches import tight_forward, tighten, why_not_sorted
 from .call_entropy import mean_entropy, number_mask
 from .callbacks import LimitedWaiting, RecordingCallback, RelayProgressCallback
 from .config import RelayGRPOConfig
@@ -31,6 +33,8 @@ from .profile import StepProfiler
 from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
 from .student_engine import engine_options, student_engine, sync_weights_on_cpu, vllm_names
+
+logger = logging.getLogger(__name__)
 
 # TRL warns that this may change: it is pinned, and tests/training/test_trl_contract.py holds what we rely on.
 warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
@@ -105,6 +109,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self.writer = RolloutWriter(args.output_dir, args.syntax, *ranks, max_mb=args.rollouts_max_mb)
         self.add_callback(LimitedWaiting)
         self.add_callback(RecordingCallback(self.writer, self.relay_record))
+        if args.steps_per_generation > 1 and (local := why_not_sorted(self)):
+            logger.warning(f"{local} is a mean over each micro-batch, so rows of like length are not put together.")
         self.guard = Guard(args)
         self.add_callback(self.guard)
         if args.profile_steps:
@@ -152,8 +158,22 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self._watch(draw)  # may end the run; its rollouts are on disk by then
         return output
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._mode == "train" and self._buffered_inputs is not before:
+            self._buffered_inputs = tighten(self._buffered_inputs, self)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kw):
+        if self._mode == "eval":  # nothing that is reported needs a forward pass
+            return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
+        forward = partial(super()._get_per_token_logps_and_entropies, model)
+        given = (input_ids, attention_mask, logits_to_keep)
+        if batch_size is not None and len(input_ids) > batch_size:
+            return tight_forward(lambda *part: forward(*part)[0], *given, batch_size), None, None
+        found = forward(*given, batch_size, **kw)
         self._entropies = found[1] if self.args.call_entropy_coef else None
         return found
 
@@ -163,8 +183,17 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             return loss
         entropies, self._entropies = self._entropies, None
         entropy = mean_entropy(entropies, number_mask(inputs, self._vocabulary, self.args.syntax))
-        parts = self.current_gradient_accumulation_steps if self._mode == "train" else 1  # as TRL scales its own bonus
-        return loss - self.args.call_entropy_coef * entropy / parts
+        # Scaled as TRL scales its own bonus
+        return loss - self.args.call_entropy_coef * entropy / self.current_gradient_accumulation_steps
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Rolls out and grades, which is all that an evaluation reports: no forward pass, and no loss."""
+        is_corrected, self.vllm_importance_sampling_correction = self.vllm_importance_sampling_correction, False
+        try:
+            self._prepare_inputs(inputs)
+        finally:
+            self.vllm_importance_sampling_correction = is_corrected
+        return None, None, None
 
     def evaluate(self, *args, **kwargs):
         self._draw = None  # every evaluation draws the same random numbers

@@ -32,7 +32,7 @@ def steps_of(trainer):
 
 
 def evaluations_of(trainer):
-    return [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return [entry for entry in trainer.state.log_history if "eval_relay/accuracy" in entry]
 
 
 def test_every_metric_is_logged_at_every_step_and_evaluation(tmp_path):
