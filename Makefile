@@ -82,6 +82,7 @@ benchmark: $(ALL)  ## measure speed side by side: overhead, rollouts, a step, gr
 	$(BENCH)/grading.py
 	$(BENCH)/rollout.py --size small --picture docs/images/timelines.png
 	$(BENCH)/rollout.py --size large --prompts 4 --latencies_ms 0 250
+	$(BENCH)/padding.py
 	$(BENCH)/step.py
 	$(BENCH)/memory.py
 

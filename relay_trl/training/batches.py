@@ -57,7 +57,7 @@ def tighten(batches: list[Rows], trainer) -> list[Rows]:
 
 def _sorted(batches: list[Rows], accelerator: Accelerator) -> list[Rows]:
     """The rows of one optimizer step, over all processes, from the longest to the shortest."""
-    ranks, rank, rows = accelerator.num_processes, accelerator.process_index, len(batches[0]["prompt_ids"])
+    ranks, rank = accelerator.num_processes, accelerator.process_index
     if len(batches) * ranks == 1:
         return batches
     whole: Rows = {}
@@ -69,12 +69,28 @@ def _sorted(batches: list[Rows], accelerator: Accelerator) -> list[Rows]:
                 value = accelerator.pad_across_processes(value, dim=1, pad_first=is_prompt) if value.ndim > 1 else value
                 value = accelerator.gather(value)
         whole[name] = value
-    order = (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).argsort(descending=True, stable=True)
-    parts = [order[(k * ranks + rank) * rows :][:rows] for k in range(len(batches))]
+    lengths = whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)
     return [
-        {name: value[part] if isinstance(value, torch.Tensor) and value.ndim else value for name, value in whole.items()}
-        for part in parts
+        {
+            name: value[part] if isinstance(value, torch.Tensor) and value.ndim else value
+            for name, value in whole.items()
+        }
+        for part in share_out(lengths, len(batches), ranks)[:, rank]
     ]
+
+
+def share_out(lengths: torch.Tensor, batches: int, ranks: int) -> torch.Tensor:
+    """Which rows go into which micro-batch of which process: those that are read at the same time are of like length.
+
+    Args:
+        lengths (`torch.Tensor` of shape (B,)): of all rows of an optimizer step.
+        batches (`int`): micro-batches of each process.
+        ranks (`int`): processes.
+
+    Returns:
+        `torch.Tensor` of shape (batches, ranks, B // (batches * ranks)): indices.
+    """
+    return lengths.argsort(descending=True, stable=True).view(batches, ranks, -1)
 
 
 def trim(batch: Rows, multiple: int = 1) -> Rows:

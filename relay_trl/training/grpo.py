@@ -166,7 +166,9 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kw):
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kw
+    ):
         if self._mode == "eval":  # nothing that is reported needs a forward pass
             return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
         forward = partial(super()._get_per_token_logps_and_entropies, model)

@@ -102,7 +102,10 @@ def test_a_trimmed_width_is_a_multiple_where_asked():
 
 def test_logprobs_of_a_draw_are_those_of_its_rows():
     generator = torch.Generator().manual_seed(0)
-    prompts, completions = torch.randint(1, 6, (9,), generator=generator), torch.randint(1, 9, (9,), generator=generator)
+    prompts, completions = (
+        torch.randint(1, 6, (9,), generator=generator),
+        torch.randint(1, 9, (9,), generator=generator),
+    )
     columns = torch.arange(13)
     mask = ((columns >= 5 - prompts[:, None]) & (columns < 5 + completions[:, None])).long()
     ids = torch.randint(1, 99, mask.shape, generator=generator) * mask
