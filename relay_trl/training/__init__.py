@@ -1,6 +1,6 @@
 """Training: TRL's trainers with relayed rollouts, group rewards on the global batch, and call tokens.
 
-Names are imported when they are asked for: a trainer takes seconds to import, and configs and call tokens need none.
+Names are imported on first use, because a trainer takes seconds to import and configs do not need it.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""A bonus on the entropy of n: which tokens of a batch hold the digits of a call's n, and how uncertain the student was.
+"""A bonus on the entropy of n: which tokens of a batch hold the digits of a call's n, and their mean entropy.
 
-Owns the choice of tokens; the trainer has the entropies. Can go when TRL lets a bonus act on chosen tokens; its own
-`entropy_coef` acts on all.
+Owns the choice of tokens; the trainer has the entropies. Can go when TRL can apply its bonus to chosen tokens; its
+`entropy_coef` applies to all.
 """
 
 from itertools import groupby
@@ -13,7 +13,7 @@ from ..vocabulary import Vocabulary
 
 
 def number_mask(inputs: dict[str, torch.Tensor], vocabulary: Vocabulary, syntax: CallSyntax) -> torch.Tensor:
-    """1 for tokens with digits of n in the student's commands, shape (rollouts, T), of what a loss is made of."""
+    """1 for tokens with digits of n in the student's commands, else 0; shape (rollouts, T). `inputs` are those of the loss."""
     mask = torch.zeros_like(inputs["completion_ids"], dtype=torch.float32)
     is_own = inputs["completion_mask"] * inputs["tool_mask"]
     for row, ids, own in zip(mask, inputs["completion_ids"].tolist(), is_own.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Call tags as added special tokens: into the tokenizer, and into the embeddings so that training can tell them apart."""
+"""Adds the call tags as special tokens, to the tokenizer and to the embeddings."""
 
 import torch
 
@@ -6,7 +6,7 @@ from ..call_syntax import CallSyntax
 
 
 def add_call_tokens(tokenizer, syntax: CallSyntax) -> int:
-    """Makes both tags special tokens of `tokenizer`, in place; returns how many were new."""
+    """Makes both tags special tokens of `tokenizer`, in place. Returns how many are new."""
     return tokenizer.add_special_tokens(
         {"extra_special_tokens": [syntax.open_tag, syntax.close_tag]}, replace_extra_special_tokens=False
     )
@@ -15,8 +15,8 @@ def add_call_tokens(tokenizer, syntax: CallSyntax) -> int:
 def grow_embeddings(model, tokenizer, num_new: int, seed: int = 0):
     """Gives `model` rows for the last `num_new` tokens of `tokenizer`.
 
-    Each new row is the mean of the others plus noise of their spread. Rows at the mean alone are nearly parallel, and with
-    tied embeddings the warm-up then cannot tell the two tags apart.
+    Each new row is the mean of the other rows plus noise with their spread. Rows without noise are nearly parallel, and with
+    tied embeddings the warm-up could not tell the two tags apart.
 
     Args:
         model ([`~transformers.PreTrainedModel`]).

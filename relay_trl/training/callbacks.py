@@ -1,7 +1,7 @@
-"""What a training does beside learning: rollouts and figures on disk, the progress bar, the limit on waiting.
+"""Callbacks of a training: rollouts and figures on disk, the progress bar, the limit on waiting.
 
-Owns when the files of rollouts begin and which figures stand beside the bar; the files are `rollout_files.py`'s, and the
-trainer hands them the rollouts, whose advantages it knows.
+Owns when the files of rollouts begin and which figures stand beside the progress bar. `rollout_files.py` owns the files; the
+trainer passes the rollouts to them, because it knows their advantages.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class RecordingCallback(TrainerCallback):
         self._is_training = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        # An evaluation without a training is none of the run's figures.
+        # The figures of an evaluation without a training do not belong to the run.
         if self._is_training and state.is_world_process_zero and logs:
             self.writer.log(state.global_step, logs)
 
@@ -46,7 +46,7 @@ class RecordingCallback(TrainerCallback):
 
 
 class RelayProgressCallback(ProgressCallback):
-    """[`~transformers.ProgressCallback`] that shows the relay's figures beside the bar, and a line per evaluation."""
+    """[`~transformers.ProgressCallback`] that shows the relay's figures beside the bar, and one line for each evaluation."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or not logs:
@@ -64,7 +64,7 @@ class RelayProgressCallback(ProgressCallback):
 
 
 class LimitedWaiting(TrainerCallback):
-    """Sets the limit on the groups that a training has made for itself, as DeepSpeed does."""
+    """Sets the limit on waiting for process groups that the training makes itself, as DeepSpeed does."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if distributed.is_available() and distributed.is_initialized():

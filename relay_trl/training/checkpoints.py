@@ -1,7 +1,7 @@
-"""Checkpoints to go on from: which are whole, which fit this run, and whether there is room to write them.
+"""Checkpoints to resume from: which are whole, which fit this run, and whether the disk has room for them.
 
-Owns the file that marks a checkpoint as whole and what `resume_from_checkpoint` means. Writing weights, optimizer and
-random state is transformers'; what a resumed run draws is fixed by its seed and step (`rollouts.rollout_seed`).
+Owns the file that marks a checkpoint as whole and the meaning of `resume_from_checkpoint`. transformers writes weights,
+optimizer and random state. The rollouts of a resumed run depend only on its seed and step (`rollout_seed` in `rollouts.py`).
 """
 
 import json
@@ -26,16 +26,16 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 
 
 def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
-    """The folder that a run goes on from.
+    """The folder that a run resumes from.
 
     Args:
-        resume (`str` or `bool`, *optional*): `"auto"` (or true): the newest whole checkpoint in `output_dir`, and from the
-            beginning where there is none; a folder: that one; `None`, false or `"none"`: from the beginning.
+        resume (`str` or `bool`, *optional*): `"auto"` (or true) is the newest whole checkpoint in `output_dir`, if there is
+            one. A folder is that checkpoint. `None`, false or `"none"` begins a new run.
         output_dir (`str`).
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder is no whole checkpoint.
+        ValueError: the folder is not a whole checkpoint.
     """
     word = str(resume).lower()
     if resume is None or word in ("false", "none", "no", ""):
@@ -63,7 +63,7 @@ def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
 
 
 def what_is_missing(folder: Path) -> str | None:
-    """Why `folder` is no whole checkpoint, in a few words; `None` if it is one."""
+    """Why `folder` is not a whole checkpoint, in a few words; `None` if it is one."""
     try:
         files = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
         for name, size in files.items():
@@ -78,7 +78,7 @@ def what_is_missing(folder: Path) -> str | None:
 
 
 def mark_whole(folder: Path, model: torch.nn.Module, processes: int, is_sharded: bool):
-    """Marks `folder` as a whole checkpoint; only when every process has written its part."""
+    """Marks `folder` as a whole checkpoint. Call it when every process has written its part."""
     files = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
@@ -91,8 +91,8 @@ def mark_whole(folder: Path, model: torch.nn.Module, processes: int, is_sharded:
 def drop_old(newest: Path, limit: int | None, best: str | None):
     """Removes checkpoints beside `newest` until `limit` are left, the earliest steps first; `newest` and `best` stay.
 
-    By their steps and not by their times, as transformers does, which after a clock was set back removes what has just been
-    written. Later steps than `newest`'s are of an abandoned run, and go before all others.
+    The order is that of their steps. transformers goes by time and removes a new checkpoint if the clock was set back.
+    Checkpoints of later steps than `newest` belong to an abandoned run and are removed first.
     """
     found = [(int(m[1]), path) for path in newest.parent.glob("checkpoint-*") if (m := _CHECKPOINT.match(path.name))]
     step = int(newest.name.rpartition("-")[2])
@@ -104,7 +104,7 @@ def drop_old(newest: Path, limit: int | None, best: str | None):
 
 
 def trained_shapes(model: torch.nn.Module) -> dict[str, list[int]]:
-    """The shapes of what a run trains by name, whole ones where the parameters are sharded."""
+    """Names and shapes of the trained parameters; of sharded ones, the whole shape."""
     return {
         name.replace("_checkpoint_wrapped_module.", ""): list(getattr(p, "ds_shape", p.shape))
         for name, p in model.named_parameters()
@@ -131,10 +131,10 @@ def check_fits(folder: str, model: torch.nn.Module, processes: int):
 
 
 def check_output(output_dir: str, needed: int = 0):
-    """Refuses a folder that cannot be written to, or a disk without room for `needed` bytes, before hours are lost.
+    """Refuses a folder that cannot be written to, and a disk without room for `needed` bytes.
 
     Raises:
-        OSError: naming the folder, what there is and what is needed.
+        OSError: with the folder, the free bytes and the needed bytes.
     """
     parent = Path(output_dir)
     try:
@@ -155,14 +155,14 @@ def check_output(output_dir: str, needed: int = 0):
 
 
 def bytes_of_checkpoints(student: str, args: Any) -> int:
-    """About what a run's checkpoints and its final model take on the disk, from the size of the student's own weights; 0
-    for a student that is not on this machine, or that is trained by an adapter.
+    """About how many bytes a run's checkpoints and its final model take, from the size of the student's weights. 0 for a
+    student that is not on this machine or is trained with an adapter.
 
-    Beside the weights a checkpoint holds two moments of each in float32.
+    Beside the weights, a checkpoint has two moments of each weight in float32.
     """
     weights = sum(path.stat().st_size for path in Path(student).glob("*.safetensors")) if os.path.isdir(student) else 0
     if args.save_strategy == "no":
         return weights
-    # A new checkpoint is written before an old one is removed, and the best is kept beside the newest
+    # A new checkpoint is written before an old one is removed, and the best one is kept beside the newest
     kept = 2 if args.save_total_limit is None else args.save_total_limit + 1
     return weights + kept * weights * (1 if args.save_only_model else 5 if args.bf16 else 3)

@@ -1,4 +1,4 @@
-"""What a run can be told: TRL's configs and the relay's fields beside them, checked before any model is loaded.
+"""The options of a training: TRL's configs with the relay's fields, checked before any model is loaded.
 
 Owns names, defaults and limits of options. Models and data have no default; everything else has one that works.
 """
@@ -168,7 +168,7 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             raise ValueError(f"{said}; per_device_train_batch_size: {nearest} makes whole ones.")
 
     def check_student_server(self):
-        """Refuses a student behind a server that could not be given new weights."""
+        """Refuses a student behind a server that cannot get new weights."""
         if self.use_vllm and self.vllm_mode == "server" and self.device.type == "cpu":
             raise ValueError(
                 "vllm_mode is server, but there is no GPU here: TRL hands a server its new weights over NCCL, which needs "
@@ -176,7 +176,7 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             )
 
     def _check_saves(self):
-        # TRL keeps a draw's rollouts in memory only: a run cannot go on from the middle of one
+        # TRL keeps a draw's rollouts in memory only, so a run cannot resume within a draw
         steps = (self.steps_per_generation or 1) * self.num_iterations // self.gradient_accumulation_steps
         if self.save_strategy == "steps" and self.save_steps >= 1 and steps > 1 and self.save_steps % steps:
             raise ValueError(

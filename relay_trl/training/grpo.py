@@ -1,6 +1,7 @@
 """GRPO over relayed rollouts: TRL's trainer with our rollouts, group rewards on the global batch, and our metrics.
 
-Owns what happens between a batch of prompts and TRL's advantages. Touches of undocumented TRL are in `rollouts.py` and `student_engine.py`.
+Owns what happens between a batch of prompts and TRL's advantages. Uses methods of TRL's trainer that are not documented;
+tests/training/test_trl_contract.py checks them.
 """
 
 import logging
@@ -36,32 +37,32 @@ from .student_engine import engine_options, student_engine, sync_weights_on_cpu,
 
 logger = logging.getLogger(__name__)
 
-# TRL warns that this may change: it is pinned, and tests/training/test_trl_contract.py holds what we rely on.
+# TRL warns that this may change. It is pinned, and tests/training/test_trl_contract.py checks what is used of it.
 warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
 
 
 class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
     """[`~trl.GRPOTrainer`] whose rollouts may call a teacher.
 
-    Rewards of a group are computed once all rollouts of the global batch are known, so that they do not depend on how a
-    group is split over processes and micro-batches. A rollout that its teacher failed is in no group, no metric but
-    `relay/teacher_failures`, and no gradient.
+    The rewards of a group are computed when all rollouts of the global batch are known, so they do not depend on how a group
+    is split over processes and micro-batches. A rollout whose teacher failed is in no group, in no gradient, and in no metric
+    except `relay/teacher_failures`.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]): the student.
         args ([`RelayGRPOConfig`]).
-        train_dataset ([`~datasets.Dataset`]): columns `prompt` (the problem) and `answer` (the gold); others are passed to
-            per-rollout rewards.
-        eval_dataset ([`~datasets.Dataset`], *optional*): validation rows, likewise.
+        train_dataset ([`~datasets.Dataset`]): columns `prompt` (the problem) and `answer` (the gold answer); other columns are
+            passed to per-rollout rewards.
+        eval_dataset ([`~datasets.Dataset`], *optional*): validation rows with the same columns.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): the student's tokenizer.
         teacher ([`Engine`], *optional*): `None` trains the student alone.
         prompts ([`~relay_trl.prompts.PromptBuilder`], *optional*): renders the problems; `None` does it as `args` say.
-        extra_rewards (`list[Callable]`, *optional*): TRL-style per-rollout rewards beside the group reward, besides those
-            named in `args.extra_rewards`. They get the columns `relay_trace`, `relay_correct` and `relay_teacher_share`.
+        extra_rewards (`list[Callable]`, *optional*): per-rollout rewards in TRL's style, beside the group reward and those
+            in `args.extra_rewards`. They get the columns `relay_trace`, `relay_correct` and `relay_teacher_share`.
         kwargs: as [`~trl.GRPOTrainer`] takes them: `callbacks`, `optimizers`, `peft_config`, `quantization_config`.
 
     Raises:
-        RuntimeError: one of the limits of `args`, such as `max_teacher_failures`, has been passed for too long.
+        RuntimeError: a limit of `args`, such as `max_teacher_failures`, was passed for too many steps.
     """
 
     _name = "RelayGRPO"
@@ -86,7 +87,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self._draw: Draw | None = None  # the last one
         self._entropies: torch.Tensor | None = None  # of the last forward pass
         check_sharding(kwargs.get("peft_config"), args)
-        set_seed(args.seed)  # a fresh adapter is drawn before transformers seeds
+        set_seed(args.seed)  # a new adapter is drawn before transformers sets the seed
         with engine_options(args, model):
             super().__init__(
                 model=model,
@@ -123,10 +124,10 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
 
     @property
     def _mode(self) -> str:
-        return "train" if self.model is not None and self.model.training else "eval"  # as TRL tells them apart
+        return "train" if self.model is not None and self.model.training else "eval"  # as TRL distinguishes them
 
     def _roll_out(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
-        """TRL's `rollout_func`: this process's share of the global batch, prompts repeated per rollout already."""
+        """TRL's `rollout_func`: this process's share of the global batch, with every prompt repeated for each of its rollouts."""
         draw = self._draw
         place = (draw.mode, draw.step - 1 if draw.mode == "train" else 0, draw.batch)
         seeds = [rollout_seed(self.args.seed, *place, draw.first + i) for i in range(len(prompts))]
@@ -200,12 +201,12 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
     def evaluate(self, *args, **kwargs):
         self._draw = None  # every evaluation draws the same random numbers
         found = super().evaluate(*args, **kwargs)
-        # Without one scored rollout there is no accuracy, and transformers compares it with the best so far
+        # Without a scored rollout there is no accuracy, but transformers compares it with the best one so far
         return {name: float("nan") if value is None else value for name, value in found.items()}
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        """TRL's matrix of rewards, shape (rollouts of the global batch, reward functions), with the group reward in its
-        first column and NaN for rollouts without a teacher's answer.
+        """TRL's matrix of rewards, shape (rollouts of the global batch, reward functions). The first column is the group
+        reward. Rollouts whose teacher failed are NaN.
         """
         draw, traces = self._draw, [row[TRACE_COLUMN] for row in inputs]
         started, timeouts = time.perf_counter(), self.grader.timeouts
@@ -220,13 +221,13 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         timings = gather(torch.tensor([own_s], dtype=torch.float32, device=device))
         rewards, kinds = self._score_groups(rows, draw.size)
         matrix[:, 0] = torch.tensor(rewards, device=device)
-        matrix[matrix[:, 0].isnan()] = torch.nan  # unscored is out of its group, whatever other rewards say
+        matrix[matrix[:, 0].isnan()] = torch.nan  # no group reward: out of its group, whatever other rewards say
         total = (matrix * self.reward_weights.to(device)).nansum(1).masked_fill(matrix[:, 0].isnan(), torch.nan)
         metrics = summarize(rows, [kind for kind in kinds if kind is not None])
         metrics["rollout_s"], metrics["grading_s"] = timings.max(0).values[:2].tolist()
         metrics["grading_timeouts"] = timings[:, 2].sum().item()
         for name, value in metrics.items():
-            # TRL logs the mean: a smaller last batch of an evaluation must weigh no more than its rollouts
+            # TRL logs the mean; so a smaller last batch of an evaluation gets the weight of its rollouts
             self._metrics[self._mode][f"relay/{name}"] += [value] * len(rows)
         draw.traces, draw.correct, draw.rewards, draw.kinds, draw.metrics = (
             traces,
@@ -238,8 +239,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         return matrix
 
     def _score_groups(self, rows: list[list[float]], size: int) -> tuple[list[float], list]:
-        """Rewards of all rollouts of the global batch (NaN: not scored) and the difficulty of every group (`None` of
-        one that failed as a whole).
+        """Rewards of all rollouts of the global batch (NaN: not scored), and the difficulty of every group (`None` if
+        all its rollouts failed).
         """
         rewards, kinds = [float("nan")] * len(rows), []
         column = {name: i for i, name in enumerate(FACTS)}
@@ -284,7 +285,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
 
 
 def _group_reward_column(name: str) -> Callable:
-    """Keeps the first column of TRL's reward matrix for the group reward, which is known only after the gather."""
+    """A reward function that only reserves the first column of TRL's matrix. The group reward is known after the gather."""
 
     def column(prompts, **kwargs):
         return [0.0] * len(prompts)

@@ -1,7 +1,7 @@
-"""The guard on learning: ends a run whose steps no longer teach, or teach rubbish, before it costs the last good weights.
+"""Ends a training whose steps no longer teach or teach nonsense, before the last good weights are lost.
 
-Owns the limits, how long one may be passed, and what is said at the end. What a rollout's facts are is `metrics.py`'s
-business; when a step's are known, the trainer's.
+Owns the limits, for how many steps one may be passed, and the message at the end. `metrics.py` owns the facts of a rollout;
+the trainer passes them on.
 """
 
 import logging
@@ -23,7 +23,7 @@ _EQUAL = 1e-6  # rewards closer than this teach nothing
 
 @dataclass(frozen=True)
 class _Limit:
-    """One thing that may go wrong: its options, and what is said of it with `{share}` and `{step}` filled in."""
+    """A limit: its options, and its message with places for `{share}` and `{step}`."""
 
     option: str
     steps_option: str
@@ -42,20 +42,20 @@ LIMITS = {
         "max_zero_variance", "guard_steps", "All rewards were the same in {share} of step {step}'s groups"
     ),
 }
-"""What is watched, in the order in which it is looked at."""
+"""All limits, in the order in which they are checked."""
 
 SPOILING = ("malformed", "truncated")
-"""Limits past which the weights themselves may be spoilt; the others leave a step without a gradient."""
+"""Limits that mean that the weights may be damaged; at the others a step only has no gradient."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A rollout of this process as a message shows it.
+    """A rollout of this process, for messages.
 
     Args:
         index (`int`): its place in the global batch.
         problem (`str` or `list[dict]`), trace ([`Trace`]).
-        is_flat (`bool`): whether its group's rewards are all the same.
+        is_flat (`bool`): whether all rewards of its group are the same.
     """
 
     index: int
@@ -64,7 +64,7 @@ class Suspect:
     is_flat: bool
 
     def shows(self, name: str) -> bool:
-        """Whether it is one of those that the limit `name` counts."""
+        """Whether the limit `name` counts it."""
         return {
             "teacher_failures": self.trace.has_failed,
             "malformed": self.trace.malformed > 0 and not self.trace.has_failed,
@@ -74,13 +74,13 @@ class Suspect:
 
 
 class Guard(TrainerCallback):
-    """Counts for how many steps in a row each limit has been passed, and ends the run when that is too long.
+    """Counts for how many steps in a row each limit is passed, and ends the run when they are too many.
 
-    While one of the [`SPOILING`] limits is passed no checkpoint is saved, so that those from before are not rotated away.
-    At the run's planned end one is saved all the same.
+    While one of the [`SPOILING`] limits is passed, no checkpoint is saved, so that earlier ones are not rotated away. At the
+    planned end of the run a checkpoint is always saved.
 
     Args:
-        args ([`RelayGRPOConfig`]): has the limits.
+        args ([`RelayGRPOConfig`]): with the limits.
     """
 
     def __init__(self, args):
@@ -92,15 +92,15 @@ class Guard(TrainerCallback):
         self._has_warned = False
 
     def watch(self, step: int, shares: dict[str, float], suspects: Sequence[Suspect]):
-        """Takes in a training step, with the same `shares` on every process.
+        """Checks a training step. `shares` must be the same on every process.
 
         Args:
-            step (`int`): the optimizer step that they were drawn for, counted from 1 as in the log.
-            shares (`dict[str, float]`): by the names of [`LIMITS`]; NaN where there is nothing to count.
+            step (`int`): the optimizer step that the rollouts were drawn for, counted from 1 as in the log.
+            shares (`dict[str, float]`): a share for each name in [`LIMITS`]; NaN if there is nothing to count.
             suspects (`Sequence[Suspect]`): this process's rollouts.
 
         Raises:
-            RuntimeError: a limit has been passed for too long.
+            RuntimeError: a limit was passed for too many steps.
         """
         for name, share in shares.items():
             self._streaks[name] = self._streaks[name] + 1 if share > self._limits[name] else 0
@@ -108,7 +108,7 @@ class Guard(TrainerCallback):
                 raise RuntimeError(self._say(name, share, step, suspects))
 
     def refuse(self, step: int, failures: float, suspects: Sequence[Suspect]):
-        """Ends the run over an evaluation that lost too many rollouts: its accuracy would be that of the others.
+        """Ends the run if an evaluation lost too many rollouts: its accuracy would only count the others.
 
         Raises:
             RuntimeError: `failures` is more than `max_teacher_failures`.
@@ -117,7 +117,7 @@ class Guard(TrainerCallback):
             raise RuntimeError(self._say("teacher_failures", failures, step, suspects, "an evaluation at "))
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Holds a checkpoint back while the weights may be spoilt."""
+        """Saves no checkpoint while the weights may be damaged."""
         passed = [LIMITS[name].option for name in SPOILING if self._streaks[name]]
         self._has_warned = self._has_warned and bool(passed)
         if passed and control.should_save and state.global_step < state.max_steps:
@@ -164,7 +164,7 @@ def _short(text: str) -> str:
 
 
 def flat_groups(rewards: Sequence[float], size: int) -> list[bool | None]:
-    """For every group of `size` rewards (NaN: not scored) whether they are all the same; `None` if none is scored."""
+    """Whether all rewards are the same, for every group of `size` rewards (NaN: not scored); `None` if none is scored."""
     found: list[bool | None] = []
     for start in range(0, len(rewards), size):
         scored = [reward for reward in rewards[start : start + size] if reward == reward]

@@ -1,6 +1,6 @@
-"""Adapters: what LoRA trains, whether a quantized student can be had here, and merging an adapter into its base.
+"""Adapters: what LoRA trains, whether a quantized student is possible here, and merging an adapter into its base.
 
-Owns the LoRA config of a run and what an adapter's folder holds; TRL puts the adapter on the student.
+Owns the LoRA config of a run and the contents of an adapter's folder. TRL puts the adapter on the student.
 """
 
 import importlib.util
@@ -25,14 +25,14 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def lora_config(
     options: ModelConfig, tokenizer, syntax: CallSyntax, student: str, revision: str | None = None
 ) -> PeftConfig | None:
-    """TRL's LoRA config of the run's options; tags that are tokens of their own are trained with it, as an adapter alone
-    would leave their embeddings at the noise they were made from.
+    """TRL's LoRA config for the run's options. Tags that are special tokens are trained too; an adapter alone would leave
+    their embeddings at the noise that they were made from.
 
     Args:
         options ([`~trl.ModelConfig`]): `use_peft`, `lora_r` and so on.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the student's.
         syntax ([`CallSyntax`]): the tags.
-        student (`str`): folder or Hub id, whose config tells whether its head is its embedding.
+        student (`str`): folder or Hub id; its config says whether head and embedding are tied.
         revision (`str`, *optional*): of a Hub id.
     """
     config = get_peft_config(options)
@@ -48,7 +48,7 @@ def lora_config(
 
 
 def check_quantization(options: ModelConfig, is_on_cpu: bool, use_vllm: bool = False):
-    """Refuses a 4- or 8-bit student that cannot be loaded or trained here.
+    """Refuses a 4-bit or 8-bit student that cannot be loaded or trained here.
 
     Raises:
         ImportError: bitsandbytes is not installed.
@@ -72,7 +72,7 @@ def check_quantization(options: ModelConfig, is_on_cpu: bool, use_vllm: bool = F
 
 
 def check_sharding(config: PeftConfig | None, args: Any):
-    """Refuses to train rows of an embedding that is split over processes, which peft cannot do."""
+    """Refuses to train rows of an embedding that is split over processes: peft cannot do it."""
     is_fsdp = args.distributed_state is not None and args.distributed_state.distributed_type == DistributedType.FSDP
     is_split = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
     if getattr(config, "trainable_token_indices", None) and (is_split or is_fsdp):
@@ -83,16 +83,16 @@ def check_sharding(config: PeftConfig | None, args: Any):
 
 
 def load_merged(folder: str | Path, dtype: str | torch.dtype = "float32", **kwargs: Any) -> tuple[Any, Any]:
-    """The model of an adapter's base with the adapter merged in, and its tokenizer; a quantized base is loaded unquantized.
+    """The base model of an adapter with the adapter merged in, and its tokenizer. A quantized base is loaded unquantized.
 
     Args:
         folder (`str` or `Path`): where the adapter and its tokenizer were saved.
-        dtype (`str` or `torch.dtype`, defaults to `"float32"`): to merge and keep the weights in.
+        dtype (`str` or `torch.dtype`, defaults to `"float32"`): dtype in which weights are merged and kept.
         kwargs (`Any`): of `from_pretrained`, such as `trust_remote_code`.
 
     Raises:
-        FileNotFoundError: there is no adapter in `folder`, or its base is gone.
-        ValueError: its base is now another model.
+        FileNotFoundError: there is no adapter in `folder`, or its base does not exist.
+        ValueError: the base is another model now.
     """
     path = Path(folder) / ADAPTER_CONFIG
     if not path.is_file():
@@ -108,7 +108,7 @@ def load_merged(folder: str | Path, dtype: str | torch.dtype = "float32", **kwar
             f"model there, or set base_model_name_or_path in {path}."
         ) from error
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # the warm-up gave the call tokens rows
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # the warm-up added rows for the call tokens
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
@@ -123,7 +123,7 @@ def load_merged(folder: str | Path, dtype: str | torch.dtype = "float32", **kwar
 
 
 def _check_names(adapted: PeftModel, folder: Path):
-    """Refuses an adapter with weights that its base has no place for, or the other way round, which peft passes over."""
+    """Refuses an adapter whose weights do not match its base. peft would ignore missing and additional ones."""
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         return
@@ -134,15 +134,16 @@ def _check_names(adapted: PeftModel, folder: Path):
 
 
 def save_merged(folder: str | Path, output_dir: str | Path, dtype: str | torch.dtype = "float32", **kwargs: Any):
-    """Writes what [`load_merged`] gives, as a whole model."""
+    """Writes the model and the tokenizer of [`load_merged`]."""
     model, tokenizer = load_merged(folder, dtype, **kwargs)
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
 
 
 def give_bias(model: torch.nn.Module):
-    """Lets TRL's fused head read the bias of a head whose rows for added tokens an adapter trains: peft's wrapper gives the
-    merged weight and no bias. Can go when peft's `TrainableTokensWrapper` has a bias.
+    """Gives TRL's fused head the bias of a head whose rows an adapter trains.
+
+    peft's wrapper gives the merged weight but no bias. Can go when peft's `TrainableTokensWrapper` has a bias.
     """
     for module in model.modules():
         if isinstance(module, TrainableTokensWrapper) and isinstance(module.original_module, torch.nn.Linear):

@@ -1,6 +1,6 @@
-"""The relay's metrics: what is counted of every rollout, and what is logged at every step. docs/metrics.md explains them.
+"""The relay's metrics: the facts of a rollout, and the figures that are logged at every step. docs/metrics.md explains them.
 
-Owns names and formulas. Gathering across processes is the trainer's business, so that every rank logs the same numbers.
+Owns names and formulas. The trainer gathers the facts of all processes, so that every rank logs the same numbers.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ FACTS = (
     "teacher_read",
     "teacher_cached",
 )
-"""What is gathered of every rollout, in this order. NaN: its engine does not tell."""
+"""What is gathered of every rollout, in this order. NaN: the engine does not report it."""
 
 METRICS = {
     "accuracy": "share of rollouts with a right final answer",
@@ -83,11 +83,11 @@ def facts(trace: Trace, is_correct: bool) -> list[float]:
 
 
 def summarize(rows: Sequence[Sequence[float]], kinds: Sequence[Difficulty]) -> dict[str, float]:
-    """The metrics of a step, but for its timings.
+    """The metrics of a step, without its timings.
 
     Args:
         rows (`Sequence` of shape (N, len(FACTS))): all rollouts of the global batch.
-        kinds (`Sequence[Difficulty]`): of its groups that have a scored rollout.
+        kinds (`Sequence[Difficulty]`): of the groups with a scored rollout.
     """
     columns: dict[str, tuple[float, ...]] = dict(zip(FACTS, zip(*rows, strict=True), strict=True))
     scored = [i for i, failed in enumerate(columns["failed"]) if not failed]

@@ -1,7 +1,7 @@
-"""Where the time of a GRPO step goes: `--profile_steps N`.
+"""Measures where the time of a GRPO step goes: `--profile_steps N`. Does not change what is computed.
 
-Times the trainer's own methods, and TRL's where TRL offers no event; those are named in `_TRL_SECTIONS`, each held by
-tests/training/test_trl_contract.py. Can go when TRL reports its profiling contexts to a callback. No effect on what is computed.
+Measures the trainer's own methods, and those of TRL for which TRL has no event. The latter are in `_TRL_SECTIONS`;
+tests/training/test_trl_contract.py checks each. Can go when TRL reports its profiling contexts to a callback.
 """
 
 import functools
@@ -32,7 +32,7 @@ _TRL_SECTIONS = {
 
 
 class SectionTimer:
-    """Seconds per section; a section inside another one stops the outer one's clock."""
+    """Seconds per section. A section inside another one stops the clock of the outer one."""
 
     def __init__(self):
         self.seconds = dict.fromkeys(SECTIONS, 0.0)
@@ -41,11 +41,11 @@ class SectionTimer:
         self._since = 0.0
 
     def start(self):
-        """Begins to count, with everything outside a section under `REST`."""
+        """Starts the clock. Time outside a section counts as `REST`."""
         self.is_running, self._open, self._since = True, [REST], time.perf_counter()
 
     def stop(self):
-        """Counts no more."""
+        """Stops the clock."""
         self._turn()
         self.is_running = False
 
@@ -56,7 +56,7 @@ class SectionTimer:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Counts what happens inside under `name`."""
+        """Counts the time inside the block as `name`."""
         if not self.is_running:
             yield
             return
@@ -70,7 +70,7 @@ class SectionTimer:
                 self._open.pop()
 
     def time(self, owner: Any, method: str, name: str | Callable[..., str]):
-        """Counts every call of `owner.method` under `name`, which may depend on the call's arguments."""
+        """Counts the time of every call of `owner.method` as `name`, which may depend on the call's arguments."""
         original = getattr(owner, method)
 
         @functools.wraps(original)
@@ -82,14 +82,14 @@ class SectionTimer:
 
 
 class StepProfiler(TrainerCallback):
-    """Times some steps of a GRPO trainer, prints a table, and writes it to `profile.json` in the output folder.
+    """Measures some steps of a GRPO trainer, prints a table, and writes it to `profile.json` in the output folder.
 
     The first step is left out: it builds engines, fills caches and starts the grader's processes.
 
     Args:
         trainer ([`~trl.GRPOTrainer`]): ours, or TRL's own for comparison.
-        steps (`int`): how many to time.
-        student (`Any`, *optional*): its engine; `None` takes the trainer's.
+        steps (`int`): how many steps to measure.
+        student (`Any`, *optional*): the student's engine; `None` takes the trainer's.
     """
 
     def __init__(self, trainer: Trainer, steps: int, student: Any = None):
@@ -140,7 +140,7 @@ class StepProfiler(TrainerCallback):
             timer.time(trainer, "_generate_single_turn", STUDENT)
             return
         timer.time(rollouts, "run", RELAY)
-        # A loop that may wait has nothing left to do but to hear from a server.
+        # If the event loop waits, only a server's reply is missing.
         timer.time(rollouts.selector, "select", lambda timeout=None: RELAY if timeout == 0 else WAITING)
         student = self._student or trainer._engines.get("student")
         for engine, section in ((student, STUDENT), (rollouts.teacher, TEACHER)):

@@ -1,7 +1,7 @@
-"""Rollouts as TRL 1.16 wants them: the order of prompts, a draw of relays, and traces to TRL's rollout dictionary.
+"""Rollouts in the form that TRL 1.16 needs: the order of prompts, a batch of relays, and TRL's dictionary of rollouts.
 
-Touches behaviour that TRL does not document, as `student_engine.py` does, each with the condition under which it can go;
-tests/training/test_trl_contract.py holds them against the installed TRL.
+Uses behaviour that TRL does not document. Each place says when it can go; tests/training/test_trl_contract.py checks it
+against the installed TRL.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ TRACE_COLUMN = "relay_trace"
 
 
 def rollout_seed(seed: int, *place: object) -> int:
-    """A seed for one rollout that depends on where it stands in the run and not on the process that runs it."""
+    """A seed for a rollout that depends on its place in the run and not on the process that runs it."""
     return int.from_bytes(hashlib.blake2b(repr((seed, *place)).encode(), digest_size=4).digest(), "big")
 
 
 class EpochSampler(Sampler[int]):
-    """TRL's order of the prompts, and the same one after a restart: TRL's own begins with the first epoch's again.
+    """TRL's order of the prompts, also after a restart, when TRL's own sampler begins with the first epoch's order again.
 
     Can go when TRL's sampler knows the epoch.
 
     Args:
         sampler ([`~trl.trainer.utils.RepeatSampler`]): TRL's.
-        epoch (`Callable[[], int]`): the epoch that begins or goes on, from 0.
+        epoch (`Callable[[], int]`): gives the current epoch, from 0.
     """
 
     def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
@@ -56,9 +56,9 @@ class EpochSampler(Sampler[int]):
 def to_trl(traces: list[Trace], has_logprobs: bool) -> dict[str, list]:
     """The dictionary that TRL expects of a `rollout_func`.
 
-    `env_mask` (1 = the student's token) becomes the loss mask, since no `tools` are given. A rollout that its teacher
-    failed is masked as a whole: it must not move the weights through the KL or entropy terms either. Masked logprobs are
-    0.0, for a NaN there would reach the loss.
+    `env_mask` (1 = the student's token) becomes the loss mask, because no `tools` are given. A rollout whose teacher failed is
+    masked completely, so that it does not move the weights through the KL or entropy terms. Masked logprobs are 0.0, because
+    a NaN would reach the loss.
 
     Args:
         traces (`list[Trace]`): one per prompt, in the order of the prompts.
@@ -74,7 +74,7 @@ def to_trl(traces: list[Trace], has_logprobs: bool) -> dict[str, list]:
 
 
 class Rollouts:
-    """Runs a batch of relays to its end on an event loop that lives as long as the trainer.
+    """Runs batches of relays on an event loop that lives as long as the trainer.
 
     Args:
         builder ([`PromptBuilder`]).
@@ -98,11 +98,11 @@ class Rollouts:
         return self.wait(_together(jobs))
 
     def wait(self, job: Coroutine) -> Any:
-        """The result of a coroutine, on the loop that the engines' connections belong to."""
+        """The result of a coroutine on the event loop that the engines' connections belong to."""
         return self._loop.run_until_complete(job)
 
 
 async def _together(jobs: list[Coroutine]) -> list[Trace]:
-    async with asyncio.TaskGroup() as group:  # one failure cancels the others instead of leaving them behind
+    async with asyncio.TaskGroup() as group:  # one failure cancels the others
         tasks = [group.create_task(job) for job in jobs]
     return [task.result() for task in tasks]

@@ -1,5 +1,6 @@
-"""What both trainers put beside the weights: the relay's config in every checkpoint, and a model card made from the run;
-and what makes a checkpoint one to go on from.
+"""What both trainers write beside the weights: the relay config, a model card, and the mark of a whole checkpoint.
+
+Overrides methods of transformers' trainer that are not documented.
 """
 
 from dataclasses import replace
@@ -31,14 +32,14 @@ _SHARED = (
 
 
 _WRITING = ("PytorchStreamWriter", "inline_container", "iostream")
-"""Words of the errors that `torch.save` raises where a file cannot be written."""
+"""Words in the errors of `torch.save` when a file cannot be written."""
 
 
 class RelaySavingMixin(_Trainer):
-    """Adds `relay_config.json` and our model card to every saved model; stands before TRL's trainer in the bases.
+    """Adds `relay_config.json` and a model card to every saved model. It comes before TRL's trainer in the bases.
 
     Attributes:
-        training_set (`str`, *optional*): what the run is trained on, for the card; set by the recipe.
+        training_set (`str`, *optional*): name of the training set, for the card; set by the recipe.
     """
 
     _stage = "grpo"
@@ -46,7 +47,7 @@ class RelaySavingMixin(_Trainer):
     _is_merged = False
 
     @cached_property
-    def _record(self) -> RelayRecord:  # once, for the repository's commit may move while the run goes on
+    def _record(self) -> RelayRecord:  # made once, because the repository's commit may change during the run
         args: PromptFields = self.args
         values = {name: getattr(args, name) for name in _SHARED if hasattr(args, name)}
         return RelayRecord(
@@ -59,7 +60,7 @@ class RelaySavingMixin(_Trainer):
         )
 
     def relay_record(self) -> RelayRecord:
-        """Everything that a user of the student must know, as of now."""
+        """The relay config with the current step."""
         return replace(self._record, steps=self.state.global_step)
 
     def _write_card(self, folder: str, model_name: str | None = None, dataset_name: str | None = None, tags=()):
@@ -93,8 +94,8 @@ class RelaySavingMixin(_Trainer):
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            (folder / checkpoints.MARK).unlink(missing_ok=True)  # an earlier run's, whose files are written over
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # no old one goes before this one is whole
+            (folder / checkpoints.MARK).unlink(missing_ok=True)  # of an earlier run, whose files are overwritten
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # none is removed before this is whole
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -113,7 +114,7 @@ class RelaySavingMixin(_Trainer):
             checkpoints.drop_old(folder, limit, self.state.best_model_checkpoint)
 
     def save_student(self):
-        """The end of a run: model or adapter, tokenizer, record and card in `output_dir`, merged if `merge_adapter`."""
+        """Writes the result of the run to `output_dir`: model or adapter, tokenizer, relay config and card; merged if `merge_adapter`."""
         folder = self.args.output_dir
         self.save_model(folder)
         if self.args.merge_adapter and isinstance(self.model, PeftModel):
@@ -124,7 +125,7 @@ class RelaySavingMixin(_Trainer):
                 save_merged(folder, folder, dtype, trust_remote_code=self.args.trust_remote_code)
                 for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                     (Path(folder) / name).unlink()
-                self._is_merged = True  # what is pushed from here on is no adapter
+                self._is_merged = True  # from here on, what is pushed is not an adapter
                 self._write_card(folder)
             self.accelerator.wait_for_everyone()
 

@@ -1,4 +1,4 @@
-"""The warm-up: ordinary supervised training on the student's own answers with calls put in (paper, section 3.2)."""
+"""The warm-up: supervised training on the student's own answers with inserted calls (paper, section 3.2)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from .saving import RelaySavingMixin
 
 
 class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
-    """[`~trl.SFTTrainer`] on the rows of `build_warmup.py`: loss on the answer, on exactly the tokens that were sampled.
+    """[`~trl.SFTTrainer`] on the rows of `build_warmup.py`, with loss on exactly the sampled tokens of the answer.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]): the student.
@@ -24,7 +24,7 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
         kwargs: as [`~trl.SFTTrainer`] takes them.
 
     Raises:
-        ValueError: the rows were written with another tokenizer, or do not fit `args.max_length`.
+        ValueError: the rows were made with another tokenizer, or do not fit into `args.max_length`.
     """
 
     _name = "RelaySFT"
@@ -35,7 +35,7 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
     def __init__(self, model, args: RelaySFTConfig, train_dataset: Dataset, processing_class, **kwargs: Any):
         check_rows(train_dataset, Vocabulary(processing_class), args)
         check_sharding(kwargs.get("peft_config"), args)
-        set_seed(args.seed)  # a fresh adapter is drawn before transformers seeds
+        set_seed(args.seed)  # a new adapter is drawn before transformers sets the seed
         super().__init__(
             model=model,
             args=args,
@@ -48,7 +48,7 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
 
 
 def to_sft_row(row: dict) -> dict[str, list[int]]:
-    """A warm-up row as TRL takes it: labels are -100 (no loss) in the prompt."""
+    """A warm-up row in TRL's form: labels are -100 (no loss) in the prompt."""
     return {
         "input_ids": row["prompt_ids"] + row["completion_ids"],
         "labels": [-100] * len(row["prompt_ids"]) + row["completion_ids"],
@@ -56,7 +56,7 @@ def to_sft_row(row: dict) -> dict[str, list[int]]:
 
 
 def check_rows(rows: Dataset, vocabulary: Vocabulary, args: RelaySFTConfig):
-    """Refuses rows that this student cannot have written, or that would be cut."""
+    """Refuses rows that this student cannot have written, and rows that would be cut."""
     missing = {"prompt_ids", "completion_ids", "completion"} - set(rows.column_names)
     if missing:
         raise ValueError(
@@ -65,7 +65,7 @@ def check_rows(rows: Dataset, vocabulary: Vocabulary, args: RelaySFTConfig):
         )
     for i, row in enumerate(rows.select(range(min(100, len(rows))))):
         ids, text = row["completion_ids"], row["completion"]
-        # The end token is part of the ids and not of the text; a model may have several, of which the tokenizer knows one
+        # The end token is in the ids and not in the text. A model may have several; the tokenizer knows one of them
         if max(ids, default=0) >= vocabulary.size or text not in (vocabulary.decode(ids[:-1]), vocabulary.decode(ids)):
             raise ValueError(
                 f"Row {i} of {args.warmup_data} does not fit the student's tokenizer: its token ids do not spell its text. "

@@ -1,7 +1,7 @@
-"""The student as an engine that generates with the weights of this step: in the trainer's process, in vLLM, sharded or adapted.
+"""The student as an engine that generates with the weights of this step: in the trainer's process or in vLLM.
 
-Touches behaviour that TRL, accelerate and vLLM do not document, as `rollouts.py` does, each with the condition under which
-it can go; tests/training/test_trl_contract.py, tests/with_vllm and tests/distributed hold them.
+Uses behaviour that TRL, accelerate and vLLM do not document. Each place says when it can go;
+tests/training/test_trl_contract.py, tests/with_vllm and tests/distributed check it.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def student_engine(trainer: GRPOTrainer, engines: dict[str, Engine]) -> Iterator
 
     Args:
         trainer ([`~trl.GRPOTrainer`]).
-        engines (`dict[str, Engine]`): keeps the engine between steps.
+        engines (`dict[str, Engine]`): the engine is kept here between steps.
     """
     if trainer.use_vllm:
         with _vllm_awake(trainer.vllm_generation):
@@ -35,7 +35,7 @@ def student_engine(trainer: GRPOTrainer, engines: dict[str, Engine]) -> Iterator
                 engines["student"] = _vllm_engine(trainer)
             yield engines["student"]
         return
-    # As TRL's own generation does in `_generate_single_turn`; can go when TRL offers a public context for it.
+    # As TRL's own generation in `_generate_single_turn`. Can go when TRL has a public context for it.
     with (
         unwrap_model_for_generation(
             trainer.model_wrapped,
@@ -69,8 +69,9 @@ def _vllm_engine(trainer: GRPOTrainer) -> Engine:
 
 @contextmanager
 def _vllm_awake(generation) -> Iterator[None]:
-    """Wakes a sleeping colocated engine once a step, as `VLLMGeneration.generate` does; can go when TRL does it around a
-    `rollout_func`.
+    """Wakes a sleeping colocated engine once a step, as `VLLMGeneration.generate` does.
+
+    Can go when TRL does it around a `rollout_func`.
     """
     is_sleeper = generation.mode == "colocate" and generation.enable_sleep_mode
     if is_sleeper:
@@ -102,11 +103,11 @@ def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Itera
 
     from ..engines.vllm import CPU_OPTIONS
 
-    # vLLM seeds this process's generators when it is built, TRL with the rank alone
+    # vLLM seeds this process's generators when it is built; TRL would give it only the rank
     options: dict[str, Any] = {"seed": args.seed + args.process_index}
     if args.device.type == "cpu":
-        # Compilation takes minutes, and "auto" would turn float32 into bfloat16, whose logprobs are off by hundredths.
-        # Contexts are read whole, so TRL's 4096 tokens a step must not be less than the longest; None takes the model's.
+        # Compilation takes minutes. "auto" would turn float32 into bfloat16, whose logprobs differ by hundredths. Contexts
+        # are read in one step, so the limit must not be less than the longest; TRL has 4096, None takes the model's.
         options |= {
             "enforce_eager": True,
             "dtype": _precision(args, model),
@@ -123,7 +124,7 @@ def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Itera
 
 
 def _precision(args: RelayGRPOConfig, model: str | PreTrainedModel) -> str:
-    """What the trainer computes in, under vLLM's name."""
+    """The trainer's precision, with vLLM's name for it."""
     if args.bf16 or args.fp16:
         return "bfloat16" if args.bf16 else "float16"
     dtype = (args.model_init_kwargs or {}).get("dtype") if isinstance(model, str) else model.dtype
@@ -131,8 +132,10 @@ def _precision(args: RelayGRPOConfig, model: str | PreTrainedModel) -> str:
 
 
 def sync_weights_on_cpu(trainer: GRPOTrainer):
-    """Replaces TRL's weight sync for a colocated engine on a CPU, where vLLM repacks weights as it loads them, so that
-    loading into the packed model leaves the old ones in use. Can go when vLLM's CPU models take `load_weights` twice.
+    """Replaces TRL's weight sync for a colocated engine on a CPU.
+
+    vLLM repacks weights there when it loads them, so that loading into the packed model leaves the old weights in use. Can go
+    when `load_weights` of vLLM's CPU models works a second time.
     """
     generation = trainer.vllm_generation
 
@@ -142,12 +145,12 @@ def sync_weights_on_cpu(trainer: GRPOTrainer):
         for name, weight in generation._iter_named_params():
             yield name, weight
             if is_tied and name.endswith("embed_tokens.weight"):
-                # vLLM's CPU head keeps a packed copy of its own: without this it silently stays old
+                # vLLM's head on a CPU has its own packed copy; without this it stays old without an error
                 yield "lm_head.weight", weight
 
     def sync_weights():
         with _base_weights_kept(trainer.model):
-            # A list, because a generator would be left before its end, with adapters still merged or parameters gathered
+            # A list: a generator may not be read to its end, and would leave adapters merged or parameters gathered
             weights = [(name, weight.detach().clone()) for name, weight in named_weights()]
         generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         generation.llm.reset_prefix_cache()
@@ -157,8 +160,8 @@ def sync_weights_on_cpu(trainer: GRPOTrainer):
 
 @contextmanager
 def _base_weights_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Puts back what lies under adapters: to merge them and subtract them again leaves rounding errors, which would add up
-    from sync to sync. Can go when TRL or peft does it.
+    """Restores the weights under adapters. To merge an adapter and subtract it again leaves rounding errors, which would add
+    up from sync to sync. Can go when TRL or peft does it.
     """
     kept = []
     if isinstance(model, PeftModel):
@@ -173,8 +176,9 @@ def _base_weights_kept(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unsharded(model: torch.nn.Module) -> Iterator[None]:
-    """Holds an FSDP-2 student whole on every process while it generates, so that no forward pass waits for another
-    process: they ask it as often as their rollouts need, which differs. Does nothing to other models.
+    """Keeps an FSDP-2 student unsharded on every process while it generates. Does nothing to other models.
+
+    The number of forward passes differs from process to process, so that sharded processes would wait for each other.
 
     Can go when TRL gathers FSDP-2 parameters around a `rollout_func` as it does those of ZeRO-3.
     """
@@ -187,13 +191,13 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.reshard()
-            # The root stays whole between forward and backward, as `fully_shard` has it; the others as accelerate set it
+            # As `fully_shard` has it, the root stays unsharded between forward and backward; the others as accelerate set them
             part.set_reshard_after_forward(part is not parts[0], recurse=False)
 
 
 def vllm_names(generation):
-    """Lets TRL's weight sync name the rows that an adapter trains for added tokens as vLLM does: the embedding that holds
-    them, merged, and not the adapter's own copy. Can go when TRL's `_iter_named_params` knows `trainable_token_indices`.
+    """Makes TRL's weight sync use vLLM's names for the rows that an adapter trains for added tokens: those of the merged
+    embedding, not of the adapter's copy. Can go when TRL's `_iter_named_params` knows `trainable_token_indices`.
 
     Args:
         generation ([`~trl.generation.vllm_generation.VLLMGeneration`]).
