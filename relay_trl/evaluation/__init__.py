@@ -1,1 +1,1 @@
-"""Who answers how well at what cost: methods, runner, statistics and report."""
+"""Evaluation: methods, the runner that asks them, and the report on their answers."""

@@ -1,8 +1,7 @@
-"""The files of answers: one JSON line per answer behind a header line with the settings, safe to kill and to resume.
+"""The files of answers: a header line with the settings, then one JSON line per answer. A killed run can resume.
 
-A run's folder has one file per benchmark, or one per benchmark and process. Owns the files' names and format, what makes
-two runs the same run, and reading them back. Who answers is the runner's business, what the answers add up to is the
-statistics'.
+A run's folder has one file per benchmark, or one per benchmark and process. Owns the files' names and format, reading them,
+and whether two runs are the same run. `runner.py` writes answers, `report/` computes figures from them.
 """
 
 import fcntl
@@ -20,10 +19,10 @@ logger = logging.getLogger(__name__)
 FORMAT = "relay_trl.answers"
 VERSION = 1
 PER_BENCHMARK = ("benchmark", "problems", "samples", "prompt_template", "answer_marker")
-"""Settings in which the benchmarks of one run may differ."""
+"""Settings that may differ between the benchmarks of one run."""
 
 Key = tuple[str, str, int, int]
-"""Method, benchmark, index of the problem, sample: one answer of a run."""
+"""Method, benchmark, index of the problem, sample: identifies one answer of a run."""
 
 
 @dataclass
@@ -34,10 +33,10 @@ class Answer:
         method (`str`), benchmark (`str`).
         index (`int`): which problem of the benchmark's rows.
         sample (`int`): which of its answers.
-        prompt (`str` or `list[dict]`): the problem as it stands in the data.
+        prompt (`str` or `list[dict]`): the problem as in the data.
         gold (`str` or `list[str]`).
-        correct (`bool`, *optional*): `None` where the teacher failed: such a rollout is neither right nor wrong.
-        kind (`str`, *optional*): of the problem, where the data has kinds.
+        correct (`bool`, *optional*): `None` if the teacher failed; such a rollout is neither right nor wrong.
+        kind (`str`, *optional*): kind of the problem, if the data has kinds.
         trace ([`Trace`]): the rollout. Logprobs are not kept in the file.
     """
 
@@ -53,7 +52,7 @@ class Answer:
 
     @property
     def key(self) -> Key:
-        """What it answers."""
+        """Which answer of the run it is."""
         return (self.method, self.benchmark, self.index, self.sample)
 
     def to_line(self) -> str:
@@ -71,13 +70,13 @@ class Answer:
 
 @dataclass
 class Run:
-    """What a file of answers holds.
+    """The contents of a file of answers.
 
     Args:
-        name (`str`): what reports call it.
-        settings (`dict`): what the answers depend on, as [`AnswerFile`] got it; of several files what they share.
+        name (`str`): its name in reports.
+        settings (`dict`): what the answers depend on, as given to [`AnswerFile`]; of several files, the common settings.
         answers (`list[Answer]`): in the order of the files, each key once.
-        labels (`dict[str, str]`): what reports call a method of this run, where not by its name.
+        labels (`dict[str, str]`): names of methods in reports, if they differ from the methods' own.
     """
 
     name: str
@@ -87,19 +86,19 @@ class Run:
 
 
 class AnswerFile:
-    """A file of answers opened for writing. Answers that are there already are kept, half a last line is dropped.
+    """A file of answers, open for writing. Existing answers are kept; an incomplete last line is dropped.
 
     Args:
-        path (`str` or `Path`): created with its folders where it does not exist.
+        path (`str` or `Path`): created with its folders if it does not exist.
         settings (`dict`): JSON-ready; everything that the answers depend on.
 
     Attributes:
         done (`set[Key]`): answers in the file, and in those that other processes wrote for the same benchmark. Rollouts
-            whose teacher failed are not among them: they are tried again.
+            whose teacher failed are not among them, so they are asked again.
 
     Raises:
-        ValueError: a file of this run belongs to one with other settings or another version, or is no such file; or
-            another process is writing this one.
+        ValueError: a file of this run has other settings, another version or another format, or another process is
+            writing to this one.
     """
 
     def __init__(self, path: str | Path, settings: dict):
@@ -142,7 +141,7 @@ class AnswerFile:
         self.done |= {_key(entry) for entry in entries if entry["correct"] is not None}
         if size < self.path.stat().st_size:
             logger.warning(f"{self.path} ended in half a line, from a run that was killed; that answer is asked again.")
-        # A header without answers binds nobody: it may be of a run that was refused before it asked anything.
+        # A header without answers is ignored: it may be of a run that was refused before it asked anything.
         size = size if entries else 0
         self._file.truncate(size)
         return size == 0
@@ -167,7 +166,7 @@ class AnswerFile:
 
 
 def answer_path(folder: str | Path, benchmark: str, part: tuple[int, int] = (0, 1)) -> Path:
-    """The file of one benchmark in a run's folder; of one process's part `(k, n)` of it where several share the work."""
+    """The file of one benchmark in a run's folder, or of part `(k, n)` of it if several processes share the work."""
     name = re.sub(r"[^\w.-]+", "-", benchmark).strip("-.")
     shard = f".{part[0]}of{part[1]}" if part[1] > 1 else ""
     return Path(folder) / f"answers.{name}{shard}.jsonl"
@@ -183,12 +182,12 @@ def read_run(path: str | Path, name: str | None = None, labels: dict[str, str] |
 
     Args:
         path (`str` or `Path`): a file of answers, or the folder with those of a run.
-        name (`str`, *optional*): what reports call the run; `None`: the folder's name.
-        labels (`dict[str, str]`, *optional*): what reports call its methods, such as `{"student": "GRPO, no teacher"}`.
+        name (`str`, *optional*): name of the run in reports; `None`: the folder's name.
+        labels (`dict[str, str]`, *optional*): names of its methods in reports, such as `{"student": "GRPO, no teacher"}`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file of answers, or of another version, or files of one folder are of different runs.
+        ValueError: it is not a file of answers, has another version, or the files of the folder are of different runs.
     """
     path = Path(path)
     files = answer_files(path) if path.is_dir() else [path]
@@ -210,7 +209,7 @@ def read_run(path: str | Path, name: str | None = None, labels: dict[str, str] |
         else:
             shared = header["settings"]
         for entry in entries:
-            # A rollout that failed first and was answered later has two lines: the verdict counts.
+            # A rollout that failed first and was answered later has two lines; the answered one counts.
             if entry["correct"] is not None or _key(entry) not in answers:
                 answers[_key(entry)] = Answer.from_dict(entry)
     if not answers:
@@ -228,7 +227,7 @@ def _key(entry: dict) -> Key:
 
 
 def _read(path: Path) -> tuple[dict | None, list[dict], int]:
-    """The header (`None` of a file without a whole line), the lines behind it, and the bytes that they all take."""
+    """The header (`None` in a file without a complete line), the other lines, and the bytes that they all take."""
     entries: list[dict] = []
     size = 0
     with open(path, "rb") as file:

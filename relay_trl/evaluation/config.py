@@ -1,7 +1,7 @@
-"""What an evaluation can be told: its fields, what the student's own relay config says for those left unset, its checks.
+"""The options of an evaluation, their checks, and which of them come from the student's relay config.
 
-Owns names, defaults and limits of options. A student that was trained to call carries a `relay_config.json` (see
-`relay_config.py`), so that it is asked as it was trained unless told otherwise.
+Owns names, defaults and limits of options. A student that was trained to call has a `relay_config.json` (see
+`relay_config.py`). Options that are not set come from it, so that the student is asked as it was trained.
 """
 
 import copy
@@ -37,10 +37,10 @@ FROM_STUDENT = {
     "open_tag": "<call>",
     "close_tag": "</call>",
 }
-"""Fields that the student's relay config fills where they are unset, and what they are without one (5 calls and the
-teacher's temperature as in the paper's evaluation; the template is then the benchmark's)."""
+"""Fields that come from the student's relay config if they are not set, and their values without one: 5 calls and the
+teacher's temperature as in the paper's evaluation; the benchmark's template."""
 
-# What no answer depends on, and the methods and benchmarks: more of them can be added to a run later.
+# Options that no answer depends on, and methods and benchmarks, which can be added to a run later.
 _NOT_SETTINGS = {
     *("methods", "benchmarks", "output_dir", "data_dir", "max_in_flight", "training_logs", "pages_answers"),
     *("grading_time_limit_s", "teacher_timeout_s", "teacher_retries", "teacher_concurrency"),
@@ -195,12 +195,12 @@ class EvaluationConfig(TeacherFields):
 
     @property
     def benchmark(self) -> str:
-        """The one benchmark of the config that [`~EvaluationConfig.for_benchmark`] gives."""
+        """The benchmark of a config from [`~EvaluationConfig.for_benchmark`], which has only one."""
         (name,) = self.benchmarks
         return name
 
     def for_benchmark(self, name: str) -> "EvaluationConfig":
-        """A copy for one benchmark, with the samples and the template that it asks for where the run leaves them open."""
+        """A copy for one benchmark, with its samples and its template if the run does not set them."""
         source = SOURCES.get(name)
         config = copy.copy(self)
         config.benchmarks = [name]
@@ -209,7 +209,7 @@ class EvaluationConfig(TeacherFields):
         return config
 
     def load_rows(self) -> list[dict]:
-        """The problems of the one benchmark, with a gold or without; see [`~relay_trl.data.sources.load_rows`]."""
+        """The problems of the one benchmark, also those without a gold answer; see [`~relay_trl.data.sources.load_rows`]."""
         columns = (self.problem_column, self.answer_column)
         return load_rows(self.benchmark, self.data_dir, self.split, self.limit, self.seed, *columns)
 
@@ -222,7 +222,7 @@ class EvaluationConfig(TeacherFields):
         """Which part of the problems this process asks, and of how many.
 
         Raises:
-            ValueError: `shard` is no such thing.
+            ValueError: `shard` has another form.
         """
         match = re.fullmatch(r"([0-9]+)/([1-9][0-9]*)", self.shard or "0/1")
         if match is None or int(match[1]) >= int(match[2]):
@@ -234,7 +234,7 @@ class EvaluationConfig(TeacherFields):
         for name, value in values.items():
             if getattr(self, name) is None:
                 setattr(filled, name, value)
-        filled.relay_config()  # refuses what makes no relay
+        filled.relay_config()  # refuses rules that are not possible
         return filled
 
     def relay_config(self) -> RelayRules:
@@ -263,12 +263,12 @@ class EvaluationConfig(TeacherFields):
         )
 
     def student_options(self) -> dict[str, Any]:
-        """How the student's engine is loaded; see [`~relay_trl.engines.loading.load_engine`]."""
+        """Options of the student's engine; see [`~relay_trl.engines.loading.load_engine`]."""
         engine = mapping("student_engine", self.student_engine) or {}
         return {"backend": self.student_backend, **({"dtype": self.dtype} if self.dtype else {}), **engine}
 
     def teacher_options(self) -> dict[str, Any]:
-        """How the teacher's engine is loaded, as in training."""
+        """Options of the teacher's engine, as in training."""
         return {**super().teacher_options(), **({"dtype": self.dtype} if self.dtype else {})}
 
     def settings(self, rows: list[dict]) -> dict:

@@ -1,7 +1,7 @@
-"""Who answers: the student, the teacher, or both in one of several ways. Every method gives one `Trace` per problem.
+"""The methods of an evaluation: the student alone, the teacher alone, or both in one of several ways.
 
-Owns the methods' names and what each name means. Relaying itself is `relay.py`'s business, which problems are asked and
-what becomes of the answers is the runner's.
+Owns the methods' names and what each name means. Every method gives one `Trace` per problem. `relay.py` relays; `runner.py`
+chooses the problems and writes the answers.
 """
 
 import math
@@ -27,10 +27,10 @@ class Method:
     """A way to answer a problem.
 
     Args:
-        name (`str`): as people write it.
+        name (`str`): as in the option `methods`.
         answer (`Answerer`): the coroutine that answers one problem.
-        has_teacher (`bool`): whether it asks the teacher, so that a run needs one.
-        has_router (`bool`, defaults to `False`): whether it reads CITER's router.
+        has_teacher (`bool`): whether it asks the teacher, so that the run needs one.
+        has_router (`bool`, defaults to `False`): whether it needs CITER's router.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Method:
 async def answer_alone(
     prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
 ) -> Trace:
-    """The student alone. No calls are looked for: a command in its words stays there as plain text."""
+    """The student alone. Its commands are not looked for and stay in the answer as plain text."""
     trace = Trace(prompt_ids=list(prompt.student))
     sampling = replace(config.student, seed=seed)
     written = await student.generate(prompt.student, config.max_completion_tokens, sampling=sampling)
@@ -61,8 +61,8 @@ async def answer_alone(
 async def answer_by_teacher(
     prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
 ) -> Trace:
-    """The teacher alone answers its own rendering of the prompt. Its tokens are counted in its own vocabulary, in the
-    student's where its engine gives text only. A failure is recorded in the trace, as in a relay.
+    """The teacher alone, with its own rendering of the prompt. Its tokens are counted in its own vocabulary, or in the
+    student's if its engine gives only text. A failure is recorded in the trace, as in a relay.
     """
     if teacher is None or prompt.teacher is None:
         raise ValueError("The method 'teacher' asks the teacher, but there is none; set `teacher`.")
@@ -99,7 +99,7 @@ def _whole_answer(author: Author, ids: list[int], vocabulary: Vocabulary) -> Spa
 async def answer_unheard(
     prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
 ) -> Trace:
-    """A relay whose teacher is away: calls are made, counted, taken out of the answer, and never answered."""
+    """A relay without its teacher: calls are made, counted and removed from the answer, but not answered."""
     return await relay(prompt, student, None, config, seed)
 
 
@@ -113,7 +113,7 @@ def _relay_with(**changes: Any) -> Answerer:
 
 
 def _fixed(n: float) -> Answerer:
-    # A fixed length is the point of the comparison, so a limit on asked-for lengths has no say in it.
+    # The comparison needs this length, so a limit on requested lengths does not apply.
     return _relay_with(fixed_call_tokens=int(n), max_call_tokens=None)
 
 
@@ -140,7 +140,7 @@ def _citer(threshold: float | None) -> Answerer:
     async def answer(
         prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
     ) -> Trace:
-        from ..citer.decoding import answer_by_router  # needs torch, which naming a method does not
+        from ..citer.decoding import answer_by_router  # needs torch; the name of a method does not
 
         return await answer_by_router(prompt, student, teacher, config, seed, threshold)
 
@@ -155,19 +155,19 @@ METHODS: dict[str, Method] = {
     "relay_calls_off": Method("relay_calls_off", _relay_with(call_bias=NEVER), has_teacher=False),
     "citer": Method("citer", _citer(None), has_teacher=True, has_router=True),
 }
-"""Methods without a number in their name. `relay_no_teacher` calls and is not heard, `relay_calls_off` cannot
-call, `citer` asks below its router's own threshold."""
+"""Methods without a number in their name. In `relay_no_teacher` calls get no answer, in `relay_calls_off` the student cannot
+call, `citer` uses its router's own threshold."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Methods that differ in one number, which their names end in: `fixed_4`, `call_bias_-2`.
+    """Methods that differ in one number at the end of their names: `fixed_4`, `call_bias_-2`.
 
     Args:
-        symbol (`str`): what the number is called, as in `fixed_n`.
-        meaning (`str`): what the number says, with its range and an example.
+        symbol (`str`): the symbol of the number, as in `fixed_n`.
+        meaning (`str`): what the number means, with its range and an example.
         make (`Callable[[float], Answerer]`): the coroutine for a number.
-        is_valid (`Callable[[float], bool]`): whether there is a method of this number.
+        is_valid (`Callable[[float], bool]`): whether there is a method with this number.
         has_router (`bool`, defaults to `False`): as in [`Method`].
     """
 
@@ -211,13 +211,13 @@ FAMILIES: dict[str, Family] = {
         has_router=True,
     ),
 }
-"""Methods with a number in their name, by what stands in front of it."""
+"""Methods with a number in their name, by the part before the number."""
 
 _NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
 
 
 def family_of(name: str) -> tuple[str, float] | None:
-    """The family and the number of a method's name, `None` for a method without one."""
+    """The family and the number of a method's name; `None` for a method without a number."""
     family, _, number = name.rpartition("_")
     return (family, float(number)) if family in FAMILIES and _NUMBER.fullmatch(number) else None
 
@@ -250,7 +250,7 @@ def load_methods(names: Iterable[str]) -> list[Method]:
     """The methods called `names`, each once, in order.
 
     Raises:
-        ValueError: a name is unknown, or there is none.
+        ValueError: a name is unknown, or there are no names.
     """
     methods = [load_method(name) for name in dict.fromkeys(names)]
     if not methods:

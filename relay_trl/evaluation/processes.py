@@ -1,7 +1,7 @@
-"""Several processes share an evaluation: each asks its part of the problems and writes files of its own.
+"""Shares an evaluation between processes: each asks a part of the problems and writes its own files.
 
-Owns starting them, their devices, one bar for all of them, and what happens when one fails. The answers are the same as
-one process would give: every answer has a seed of its own.
+Owns how they are started, their devices, the common progress bar, and what happens when one fails. Every answer has its own
+seed, so the answers are the same as with one process.
 """
 
 import os
@@ -24,12 +24,12 @@ def run_parts(command: Sequence[str], count: int, folder: str | Path, total: int
 
     Args:
         command (`Sequence[str]`): a script of ours and its arguments.
-        count (`int`): processes. Where there are GPUs, each sees one of them, in turn.
-        folder (`str` or `Path`): the run's, for the bar.
-        total (`int`): answers of the run.
+        count (`int`): number of processes. If there are GPUs, each process sees one of them, in turn.
+        folder (`str` or `Path`): the run's folder, for the bar.
+        total (`int`): number of answers of the run.
 
     Raises:
-        RuntimeError: one of them failed; the others are ended then, and a new run goes on with what is there.
+        RuntimeError: one of them failed. The others are ended then; a new run resumes from their answers.
     """
     devices = _devices()
     children = []
@@ -69,7 +69,7 @@ def _watch(children: list[subprocess.Popen], folder: Path, total: int) -> None:
 
 
 def _count(folder: Path) -> int:
-    """Lines behind the headers."""
+    """Number of lines after the headers."""
     lines = 0
     for path in answer_files(folder):
         with open(path, "rb") as file:
@@ -78,7 +78,7 @@ def _count(folder: Path) -> int:
 
 
 def _devices() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, else the numbers of all GPUs; empty without any."""
+    """The devices in CUDA_VISIBLE_DEVICES, else the numbers of all GPUs; empty without GPUs."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [device for device in named.split(",") if device.strip()]

@@ -1,6 +1,7 @@
-"""Who writes the next token is drawn by lot: what a share of the teacher's tokens is worth that nobody has chosen.
+"""The method `random_tokens_q`: a random choice decides which model writes the next token.
 
-Owns the drawing. What the teacher is shown and how its words are spliced in is `relay.py`'s business.
+Owns the choice. It shows what a share of teacher tokens is worth at random places. `relay.py` asks the teacher and inserts its
+answer.
 """
 
 import random
@@ -19,10 +20,10 @@ async def answer_by_lot(
     seed: int | None,
     probability: float,
 ) -> Trace:
-    """One answer in which each token is the teacher's with `probability`, else the student's. Tokens in a row that fall
-    to the same model are asked for together. The student's commands are plain text.
+    """One answer in which each token is the teacher's with `probability`, else the student's.
 
-    Each run of the teacher's tokens counts as one call. A teacher that ends the answer ends it.
+    Consecutive tokens of the same model are one request. The student's commands are plain text. Each request to the teacher
+    counts as a call. The answer ends when the teacher ends it.
     """
     vocabulary = student.vocabulary
     if teacher is None or vocabulary is None:
@@ -42,7 +43,7 @@ async def answer_by_lot(
             sampling = replace(config.teacher, seed=turn_seed(seed, turn))
             await ask_teacher(trace, prompt, vocabulary, teacher, rules, left, sampling)
             if trace.stop is None and trace.calls[-1].delivered == 0:
-                is_teacher = False  # it has no room or nothing to say: the student's turn, or nobody would ever go on
+                is_teacher = False  # it has no room or nothing to say; the student must go on
                 continue
         else:
             sampling = replace(config.student, seed=turn_seed(seed, turn))

@@ -1,7 +1,7 @@
-"""Asks every problem by every method, many at a time, grades the answers and writes each one down at once.
+"""Asks every problem with every method, many at the same time, grades the answers and writes each at once.
 
-Owns seeds, concurrency, progress and what is asked again after a run was killed. What a method is, is `methods.py`'s
-business; the file is `answer_files.py`'s; engines batch what is in flight.
+Owns seeds, concurrency, progress, and what is asked again after a run was killed. `methods.py` has the methods,
+`answer_files.py` the files; engines batch the requests under way.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Problems:
 
     Args:
         benchmark (`str`): its name in the answers.
-        rows (`list[dict]`): with `prompt`, `answer` and perhaps `kind`.
+        rows (`list[dict]`): with `prompt`, `answer` and optionally `kind`.
         prompts (`list[RelayPrompt]`): one per row.
     """
 
@@ -51,11 +51,11 @@ def build_problems(
     max_completion_tokens: int = 0,
     is_skipping: bool = False,
 ) -> Problems:
-    """Renders the prompts and refuses those that do not fit, before anything is asked.
+    """Renders the prompts and refuses those that do not fit, before any request.
 
     Args:
-        max_prompt_tokens (`int`, *optional*): budget of both models' prompts; `None` leaves it to the models' contexts.
-        max_completion_tokens (`int`, defaults to `0`): what a prompt must leave free in a model's context.
+        max_prompt_tokens (`int`, *optional*): budget of both models' prompts; `None`: only the contexts limit them.
+        max_completion_tokens (`int`, defaults to `0`): tokens that a prompt must leave free in a model's context.
         is_skipping (`bool`, defaults to `False`): whether rows that do not fit are left out instead of refused.
 
     Raises:
@@ -82,14 +82,14 @@ def _student_ids(prompt: RelayPrompt) -> list[int]:
 
 
 def _teacher_ids(prompt: RelayPrompt) -> list[int]:
-    # A text or a chat has no length that is known here; the server of such a teacher refuses what is too long.
+    # The length of a text or a chat is not known here; the teacher's server refuses what is too long.
     context = prompt.teacher if isinstance(prompt.teacher, list) else []
     return [token for token in context if isinstance(token, int)]
 
 
 def answer_seed(seed: int, benchmark: str, index: int, sample: int) -> int:
-    """The seed of one answer: the same whatever else is asked, and for every method, so that methods are compared on
-    the same draws.
+    """The seed of one answer. It is the same for every method and whatever else is asked, so that methods are compared with
+    the same random numbers.
     """
     text = f"{seed}/{benchmark}/{index}/{sample}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
@@ -109,24 +109,24 @@ def evaluate(
     has_progress: bool = True,
     part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Fills `answers` with what is still missing in it.
+    """Fills `answers` with the answers that are missing in it.
 
     Args:
-        methods (`Sequence[Method]`): who answers, one after the other; their rollouts overlap.
+        methods (`Sequence[Method]`): asked one after the other; their rollouts overlap.
         problems ([`Problems`]).
         student ([`Engine`]), teacher ([`Engine`], *optional*).
         config ([`RelayRules`]): the rules for all methods.
         grader ([`Grader`]).
-        answers ([`AnswerFile`]): answers that it holds are not asked again; rollouts whose teacher failed are.
+        answers ([`AnswerFile`]): its answers are not asked again, except rollouts whose teacher failed.
         samples (`int`, defaults to `1`): answers per problem and method.
         seed (`int`, defaults to `0`).
         max_in_flight (`int`, defaults to `256`): rollouts at a time.
-        has_progress (`bool`, defaults to `True`): whether to draw a bar per method on standard error.
+        has_progress (`bool`, defaults to `True`): whether to show a bar per method on standard error.
         part (`tuple[int, int]`, defaults to `(0, 1)`): `(k, n)` asks the k-th of n parts of the answers.
 
     Raises:
-        EngineError: the student failed. What was answered before is in the file.
-        ValueError: a method asks the teacher and there is none.
+        EngineError: the student failed. The answers before that are in the file.
+        ValueError: a method asks the teacher, but there is none.
     """
     lonely = [method.name for method in methods if method.has_teacher and teacher is None]
     if lonely:
@@ -185,13 +185,13 @@ async def _ask_all(jobs: Iterator[_Job], ask, sink: "_Sink", workers: int) -> No
             while not finished.empty() and len(batch) < _GRADED_AT_ONCE:
                 batch.append(finished.get_nowait())
             is_open = None not in batch
-            # In a thread: grading must not hold up the engines' loop.
+            # In a thread, so that grading does not block the engines' loop.
             await asyncio.to_thread(sink.take, [answer for answer in batch if answer is not None])
 
     writer = asyncio.create_task(write())
     tasks = [asyncio.create_task(work()) for _ in range(workers)]
     try:
-        # The writer is watched too: a full disk must not leave the workers running for nothing.
+        # The writer is watched too, so that the workers stop if the disk is full.
         waiting = {*tasks}
         while waiting:
             done, waiting = await asyncio.wait({*waiting, writer}, return_when=asyncio.FIRST_COMPLETED)
@@ -207,7 +207,7 @@ async def _ask_all(jobs: Iterator[_Job], ask, sink: "_Sink", workers: int) -> No
 
 
 class _Sink:
-    """Grades answers and writes them down. Rollouts whose teacher failed get no verdict."""
+    """Grades answers and writes them. Rollouts whose teacher failed are not graded."""
 
     def __init__(self, grader: Grader, answers: AnswerFile, board: "_Board"):
         self._grader, self._answers, self._board = grader, answers, board
@@ -233,7 +233,7 @@ class _Tally:
 
 @dataclass
 class _Board:
-    """One progress bar per method, with accuracy and rho of what was answered in this run."""
+    """One progress bar per method, with accuracy and rho of the answers of this run."""
 
     methods: Sequence[Method]
     total: int

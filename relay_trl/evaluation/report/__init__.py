@@ -1,1 +1,1 @@
-"""What answers add up to and how it is shown: statistics, tables, plots, pages and the verdict."""
+"""The report on an evaluation: statistics, tables, plots, pages and the verdict."""

@@ -1,6 +1,6 @@
-"""Pictures of calls: how many tokens were asked for and came, where in an answer calls happen, and for which problems.
+"""Plots of calls: tokens requested and delivered, where in an answer calls are, and for which problems.
 
-Owns these three figures. Colours and style are `plots.py`'s.
+Owns these three figures. Colours and style are in `plots.py`.
 """
 
 from collections import Counter
@@ -18,18 +18,16 @@ from .results import NEEDS
 from .summaries import Summary
 
 _BINS = 20
-_MOST_METHODS = 6  # a figure with more of them tells nothing
+_MOST_METHODS = 6  # with more methods the figure is not readable
 
 
 def called_answers(runs: Sequence[Run], summaries: Sequence[Summary]) -> dict[str, list[Answer]]:
-    """Answers of methods whose student made calls, by label; the most telling first: `relay`, then in the order of the
-    table.
-    """
+    """The answers of methods whose student made calls, by label: `relay` first, then in the order of the table."""
     labels = {(s.run, s.benchmark, s.method): s.label for s in summaries}
     found: dict[str, list[Answer]] = {}
     for run in runs:
         for answer in run.answers:
-            # Runs of tokens drawn by lot or by a router are no calls that a student made.
+            # Teacher tokens that were chosen at random or by a router are not calls of the student.
             if answer.trace.calls and not answer.method.startswith(("random_tokens", "citer")):
                 found.setdefault(labels[run.name, answer.benchmark, answer.method], []).append(answer)
     order = sorted(found, key=lambda label: label != "relay")
@@ -37,7 +35,7 @@ def called_answers(runs: Sequence[Run], summaries: Sequence[Summary]) -> dict[st
 
 
 def plot_lengths(answers: Mapping[str, Sequence[Answer]]) -> Figure | None:
-    """Tokens asked for against tokens delivered, an answered call each; larger dots stand for more calls.
+    """Requested and delivered tokens of answered calls; larger dots stand for more calls.
 
     Returns:
         `Figure` or `None`: `None` without an answered call.
@@ -74,7 +72,7 @@ def plot_lengths(answers: Mapping[str, Sequence[Answer]]) -> Figure | None:
 
 
 def plot_places(answers: Mapping[str, Sequence[Answer]]) -> Figure | None:
-    """Where in an answer calls happen: the share of a method's calls in each twentieth of the completion.
+    """Where in an answer calls are: the share of a method's calls in each twentieth of the completion.
 
     Returns:
         `Figure` or `None`: `None` without a call.
@@ -99,10 +97,10 @@ def plot_places(answers: Mapping[str, Sequence[Answer]]) -> Figure | None:
 
 
 def plot_difficulty(summaries: Sequence[Summary]) -> Figure | None:
-    """Answers that called, by who solves the problem alone, one panel per benchmark.
+    """Share of answers that call, by which model solves the problem alone, one panel per benchmark.
 
     Returns:
-        `Figure` or `None`: `None` where no method with calls stands beside both a student and a teacher alone.
+        `Figure` or `None`: `None` without a method with calls, the student alone and the teacher alone.
     """
     shown = [s for s in summaries if s.by_need and s.call_rate > 0]
     shown = [s for s in shown if not s.method.startswith(("random_tokens", "citer"))]

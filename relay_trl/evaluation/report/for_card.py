@@ -1,6 +1,6 @@
-"""What evaluations and a training's log contribute to a model's card: rows of results, pictures, and notes on them.
+"""Results for a model card, from evaluations and a training's log: rows, pictures and notes.
 
-Owns which figures are shown. The numbers are `summaries.py`'s, the card's words `hub/model_card.py`'s.
+Owns which figures are shown. The numbers come from `summaries.py`; `hub/model_card.py` writes the card.
 """
 
 import json
@@ -19,15 +19,15 @@ from .training_plots import plot_training, read_log
 
 
 def card_contents(model: str, evaluations: Sequence[str], folder: str | Path) -> dict[str, Any]:
-    """What [`~relay_trl.hub.model_card.write_model_card`] takes of a run, with the pictures drawn into `folder`.
+    """Arguments of [`~relay_trl.hub.model_card.write_model_card`] for a run; the pictures are drawn into `folder`.
 
     Args:
-        model (`str`): the training's output folder, whose log is drawn where it has one.
+        model (`str`): the training's output folder; its log is drawn if it has one.
         evaluations (`Sequence[str]`): folders that `recipes/evaluate.py` wrote, the untrained student's first.
-        folder (`str` or `Path`): the card's.
+        folder (`str` or `Path`): the card's folder.
 
     Raises:
-        FileNotFoundError, ValueError: an evaluation cannot be read, or two were given different prices.
+        FileNotFoundError, ValueError: an evaluation cannot be read, or two have different prices.
     """
     runs = [read_run(Path(path), Path(path).resolve().name) for path in evaluations]
     summaries = summarize(runs, prices=given_prices(evaluations))
@@ -46,7 +46,7 @@ def card_contents(model: str, evaluations: Sequence[str], folder: str | Path) ->
     for name, (figure, caption) in figures.items():
         if figure is not None:
             path, other = save_figure(figure, Path(folder) / "images" / name)
-            other.unlink()  # pages have the SVG drawn in; a card takes a file, and PNG shows everywhere
+            other.unlink()  # pages contain the SVG; a card needs a file, and PNG is shown everywhere
             pictures[f"images/{path.name}"] = caption
     return {
         "results": [card_row(summary) for summary in summaries],
@@ -57,10 +57,10 @@ def card_contents(model: str, evaluations: Sequence[str], folder: str | Path) ->
 
 
 def given_prices(evaluations: Sequence[str]) -> PriceTable:
-    """The price table that evaluations were given, from their `results.json`; an empty one where none was.
+    """The price table of evaluations, from their `results.json`; an empty one if they have none.
 
     Raises:
-        ValueError: two of them were given different ones.
+        ValueError: two of them have different price tables.
     """
     found: dict[str, PriceTable] = {}
     for folder in evaluations:

@@ -1,8 +1,8 @@
 """The pages of a report: HTML files that open from disk, one with tables and plots, others with answers to read.
 
-Owns which answers are shown; how a trace becomes pieces is `pages/segments.py`'s business, looks are the templates',
-`report.html.j2` and `rollouts.html.j2`, with their style and script beside them. Everything that a model or a data set
-wrote is escaped by the template engine, and a page's content security policy lets no script run but its own.
+Owns which answers are shown. `pages/segments.py` divides a trace into segments; the looks are in `report.html.j2` and
+`rollouts.html.j2` and the style and script beside them. The template engine escapes everything that a model or a data set
+wrote, and a page's content security policy allows only its own script.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ STOPS = {
     StopReason.TEACHER_EOS: "ended by the teacher",
     StopReason.TEACHER_ERROR: "teacher failed",
 }
-"""What is said of an answer that did not simply end."""
+"""How an answer is marked that did not end by itself."""
 
 
 def write_pages(
@@ -47,13 +47,13 @@ def write_pages(
 
     Args:
         folder (`Path`).
-        runs (`Sequence[Run]`): whose answers are shown, grouped by problem; without any there are no pages of rollouts.
-        results ([`Results`]), tables (`Sequence[Table]`): see `report.py`.
-        drawings (`Sequence[tuple[str, str]]`): SVG elements of our own making and their captions.
+        runs (`Sequence[Run]`): their answers are shown, grouped by problem; without runs there are no pages of rollouts.
+        results ([`Results`]), tables (`Sequence[Table]`): see `results.py` and `tables.py`.
+        drawings (`Sequence[tuple[str, str]]`): SVG elements made by this package, and their captions.
         title (`str`).
-        max_answers (`int`): problems are left out beyond it, so that those shown are evenly spaced.
+        max_answers (`int`): most answers; problems are left out evenly.
     """
-    for old in folder.glob("rollouts*.html"):  # of an earlier report with more pages
+    for old in folder.glob("rollouts*.html"):  # an earlier report may have had more pages
         old.unlink()
     problems = _problems(runs, results.summaries)
     shown = _evenly(problems, max_answers)
@@ -130,7 +130,7 @@ def _problems(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[dict]:
 
 
 def _in_pages(problems: list[dict]) -> list[list[dict]]:
-    """Whole problems, so many that a page stays quick to open."""
+    """Problems by page, few enough for a page to open quickly."""
     pages: list[list[dict]] = []
     answers = _ANSWERS_A_PAGE
     for problem in problems:
@@ -143,7 +143,7 @@ def _in_pages(problems: list[dict]) -> list[list[dict]]:
 
 
 def _cut(text: str) -> str:
-    """A text that a browser can show: the middle of a very long one is left out."""
+    """A text short enough for a browser: the middle of a very long one is left out."""
     if len(text) <= _LONGEST:
         return text
     half = _LONGEST // 2
@@ -176,13 +176,13 @@ def _view(answer: Answer, label: str, syntax: CallSyntax) -> dict:
 
 
 def _stop(answer: Answer) -> str | None:
-    # That the teacher ended what it wrote alone needs no mention.
+    # The end of the teacher's own answer needs no mark.
     is_plain = answer.method == "teacher" and answer.trace.stop is StopReason.TEACHER_EOS
     return None if is_plain or answer.trace.stop is None else STOPS.get(answer.trace.stop)
 
 
 def _evenly(problems: list[dict], max_answers: int) -> list[dict]:
-    """As many problems, evenly spaced, as keep within `max_answers` answers; at least one."""
+    """Evenly spaced problems with at most `max_answers` answers together; at least one problem."""
     answers = sum(len(problem["answers"]) for problem in problems)
     if answers <= max_answers:
         return problems

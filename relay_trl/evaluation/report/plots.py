@@ -1,6 +1,6 @@
-"""Pictures of a result: accuracy against the teacher's share, with curves, the random router and the Pareto front.
+"""Plots of a result: accuracy against the teacher's share, with curves, the random router and the Pareto front.
 
-Owns colours, style and how a figure is saved. The numbers are `summaries.py`'s.
+Owns colours, style and how a figure is saved. The numbers come from `summaries.py`.
 """
 
 import re
@@ -18,16 +18,16 @@ from ..methods import FAMILIES, family_of
 from .summaries import Summary
 
 COLORS = ("#2f7fe0", "#e0722f", "#2f9e57", "#a066d3", "#c9a227", "#d6487e", "#23a3a8", "#8c7a6b")
-"""Of one run or method each; readable on white and on black."""
+"""Colours of runs or methods, readable on white and on black."""
 
 _INK = "#3b4048"  # text and axes; a page replaces it by its own text colour
-_STRIP = 0.3  # shares below this one get a panel of their own
+_STRIP = 0.3  # shares below this get a panel of their own
 
-# Text stays text, and the same figure gives the same file.
+# Keeps text as text, and gives the same file for the same figure.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "relay_trl",
-    "text.parse_math": False,  # a label may hold a dollar sign
+    "text.parse_math": False,  # a label may contain a dollar sign
     "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _INK,
@@ -47,10 +47,11 @@ STYLE: dict[Any, Any] = {
 
 
 def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
-    """Accuracy with its 95 % interval against the teacher's share of all tokens, one panel per benchmark, with the line
-    of the random router from the student to the teacher: a method is worth its teacher above that line. Methods of one
-    family (`call_bias_b` with the relay itself, `citer_t`, ...) are joined to a curve, and the Pareto front is drawn: the
-    methods that no other beats in both. Where all but the teacher lie in a narrow strip, a second panel shows it.
+    """Accuracy with its 95 % interval against the teacher's share of all tokens, one panel per benchmark.
+
+    The line of the random router goes from the student to the teacher; above it, a method is worth its teacher. Methods of one
+    family (`call_bias_b` with the relay itself, `citer_t`, ...) are joined to a curve. The Pareto front joins the methods that
+    no other one beats in both. If all but the teacher lie in a narrow strip, a second panel shows it.
 
     Returns:
         `Figure` or `None`: `None` without any answer.
@@ -83,7 +84,7 @@ def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
             axes.set_xlim(-0.03 * right, 1.03 * right)
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if right > 0.1 else 1))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        # One legend for all panels; by label, as a method stands in several of them.
+        # One legend for all panels, by label, because a method can be in several.
         pairs = [axes.get_legend_handles_labels() for axes in figure.axes]
         entries = {label: handle for handles, labels in pairs for handle, label in zip(handles, labels, strict=True)}
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=9)
@@ -91,16 +92,16 @@ def plot_shares(summaries: Sequence[Summary]) -> Figure | None:
 
 
 def _curve_of(summary: Summary) -> str | None:
-    """What a method's curve is called; `None` for a method that is on none."""
+    """The name of a method's curve; `None` if it is on no curve."""
     found = family_of(summary.method)
     if found is None:
         return None
-    prefix = summary.label.removesuffix(summary.method)  # "run: " where labels have it
+    prefix = summary.label.removesuffix(summary.method)  # "run: " if labels have it
     return f"{prefix}{found[0]}_{FAMILIES[found[0]].symbol}"
 
 
 def _points_of(name: str, shown: Sequence[Summary]) -> list[Summary]:
-    """The methods on a curve, by their numbers; a curve of `call_bias` goes through the relay itself, whose bias is 0."""
+    """The methods on a curve, ordered by their numbers. A curve of `call_bias` includes the relay itself, with bias 0."""
     points = [s for s in shown if (_curve_of(s) or s.label) == name]
     if _curve_of(points[0]) and (family_of(points[0].method) or "")[0] == "call_bias":
         points += [s for s in shown if s.method == "relay" and s.run == points[0].run]
@@ -115,7 +116,7 @@ def _draw_router(axes, shown: Sequence[Summary]) -> None:
 
 
 def pareto_front(summaries: Sequence[Summary]) -> list[Summary]:
-    """Those that no other one beats in accuracy at the same or a smaller share of teacher tokens, by growing share."""
+    """The methods that no other one beats in accuracy at the same or a smaller share of teacher tokens, ordered by share."""
     front: list[Summary] = []
     for summary in sorted(summaries, key=lambda s: (s.token_share, -(s.accuracy or 0.0))):
         if not front or (summary.accuracy or 0.0) > (front[-1].accuracy or 0.0):
@@ -142,7 +143,7 @@ def _draw_method(axes, name: str, points: Sequence[Summary], color: str, marker:
         fmt=f"{marker}-" if len(points) > 1 else marker,
         color=color,
         markersize=5 if len(points) > 1 else 7,
-        zorder=2 if len(points) > 1 else 3,  # the relay lies on its curve
+        zorder=2 if len(points) > 1 else 3,  # the relay lies on its own curve
         linewidth=1.2,
         capsize=3,
         label=name,
@@ -154,7 +155,7 @@ def _bounds(points: Sequence[Summary]) -> tuple[list[float | None], list[float |
 
 
 def colors_of(count: int) -> list[str]:
-    """A colour for each of so many; they repeat beyond eight."""
+    """`count` colours; they repeat after eight."""
     return [COLORS[i % len(COLORS)] for i in range(count)]
 
 
@@ -165,7 +166,7 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     with rc_context(STYLE):
         figure.savefig(paths[0], dpi=160, facecolor="white")
-        figure.set_layout_engine("none")  # laid out once, for both
+        figure.set_layout_engine("none")  # the layout is computed once, for both files
         figure.savefig(paths[1], metadata={"Date": None})
     return paths
 
@@ -175,11 +176,11 @@ def inline_svg(path: str | Path, title: str) -> str:
 
     Args:
         path (`str` or `Path`): the `.svg` file of [`save_figure`].
-        title (`str`): what a screen reader says.
+        title (`str`): for screen readers.
     """
     svg = Path(path).read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # Its size in points would overflow a phone; the viewBox keeps the shape.
+    # Its size in points would be too wide for a phone; the viewBox keeps the shape.
     svg = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r'\1 role="img"', svg, count=1)
     svg = re.sub(r"<svg\b[^>]*>", lambda tag: f"{tag[0]}<title>{escape(title)}</title>", svg, count=1)
@@ -188,6 +189,6 @@ def inline_svg(path: str | Path, title: str) -> str:
 
 
 def _with_own_ids(svg: str, prefix: str) -> str:
-    """Several figures stand on one page: their ids must not meet."""
+    """The SVG with a prefix on its ids, because several figures on one page must not share ids."""
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)

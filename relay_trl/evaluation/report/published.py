@@ -1,11 +1,11 @@
-"""Figures that somebody published, without answers: a small CSV that a report shows like a run of our own.
+"""Published figures without answers: a small CSV that a report shows like a run.
 
     benchmark,method,accuracy,teacher_tokens
     average,student,42.50,
     average,relay,49.52,1.07
     average,teacher,54.12,100
 
-Owns reading them. Accuracy and the teacher's share of all tokens are in percent; intervals need answers and stay empty.
+Owns reading them. Accuracy and the teacher's share of all tokens are in percent. There are no intervals without answers.
 """
 
 import csv
@@ -24,11 +24,11 @@ def read_published(path: str | Path, name: str | None = None) -> list[Summary]:
 
     Args:
         path (`str` or `Path`).
-        name (`str`, *optional*): what reports call the run; `None`: the file's name.
+        name (`str`, *optional*): name of the run in reports; `None`: the file's name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has other columns, or something that is no percentage.
+        ValueError: it has other columns, or a value that is not a percentage.
     """
     path = Path(path)
     if not path.is_file():

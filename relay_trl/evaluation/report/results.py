@@ -1,7 +1,6 @@
-"""A whole result: all summaries with what they say against one another, the macro average, and paired comparisons.
+"""All results of a report: summaries, gap and cost relative to student and teacher, macro averages, comparisons.
 
-Owns which answers are compared with which. The formulas are `statistics.py`'s; how it is all shown is `report.py`'s
-business.
+Owns which answers are compared. The formulas are in `statistics.py`; `tables.py`, `plots.py` and `pages.py` show the results.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,10 +19,10 @@ NEEDS = ("student solves it", "only the teacher does", "neither does")
 
 @dataclass(frozen=True)
 class Results:
-    """All that a report shows.
+    """Everything that a report shows.
 
     Args:
-        summaries (`list[Summary]`): in the order in which the answers come; macro averages last.
+        summaries (`list[Summary]`): in the order of the answers; macro averages last.
         comparisons (`list[tuple[str, str, str, Comparison]]`): benchmark, label, label of what it is compared with.
     """
 
@@ -32,8 +31,8 @@ class Results:
 
 
 def summarize(runs: Iterable[Run], seed: int = 0, prices: PriceTable = NO_PRICES) -> list[Summary]:
-    """One summary per run, benchmark and method, in the order in which they come, and one per method for the macro average
-    where there are several benchmarks. See [`evaluate_runs`].
+    """One summary per run, benchmark and method, in the order of the answers, and one per method for the macro average if
+    there are several benchmarks. See [`evaluate_runs`].
     """
     return evaluate_runs(runs, seed, prices).summaries
 
@@ -41,17 +40,17 @@ def summarize(runs: Iterable[Run], seed: int = 0, prices: PriceTable = NO_PRICES
 def evaluate_runs(runs: Iterable[Run], seed: int = 0, prices: PriceTable = NO_PRICES) -> Results:
     """Summaries and paired comparisons.
 
-    Gap recovered and cost reduction are measured against the first `student` and the first `teacher` of the same
-    benchmark, in whichever run: put the untrained student's run first. Compared is the first `relay` with every other
-    method of its benchmark.
+    Gap recovered and cost reduction are measured from the first `student` and the first `teacher` of the same benchmark, of
+    any run; so put the untrained student's run first. The first `relay` is compared with every other method of its
+    benchmark.
 
     Args:
-        runs (`Iterable[Run]`): files read by [`~evaluation.answers.read_run`].
+        runs (`Iterable[Run]`): files read by [`~relay_trl.evaluation.answer_files.read_run`].
         seed (`int`, defaults to `0`): of the bootstrap.
-        prices ([`PriceTable`]): parameters of models in local folders are counted where it has none.
+        prices ([`PriceTable`]): missing parameters are counted for models in local folders.
 
     Raises:
-        ValueError: two runs have one name.
+        ValueError: two runs have the same name.
     """
     runs = list(runs)
     names = [run.name for run in runs]
@@ -75,7 +74,7 @@ def evaluate_runs(runs: Iterable[Run], seed: int = 0, prices: PriceTable = NO_PR
 
 
 def with_distinct_labels(summaries: list[Summary]) -> list[Summary]:
-    """The summaries with the run's name in front of labels that stand twice in a benchmark."""
+    """The summaries, with the run's name before labels that a benchmark has twice."""
     names = [(summary.benchmark, summary.label) for summary in summaries]
     return [
         replace(summary, label=f"{summary.run}: {summary.label}") if names.count(name) > 1 else summary
@@ -89,7 +88,7 @@ def _first(cells: Sequence[Cell], benchmark: str, method: str) -> Cell | None:
 
 
 def _with_references(cell: Cell, cells: list[Cell], seed: int) -> tuple[Summary, tuple | None]:
-    """The summary with what student and teacher alone say about it, and means and resampled means for the averages."""
+    """The summary with the figures that need student and teacher, and means and resampled means for the averages."""
     student = _first(cells, cell.summary.benchmark, "student")
     teacher = _first(cells, cell.summary.benchmark, "teacher")
     if student is None or teacher is None or not cell.answers:
@@ -121,7 +120,7 @@ def _with_references(cell: Cell, cells: list[Cell], seed: int) -> tuple[Summary,
 
 
 def _averages(cells: list[Cell], rounds: dict) -> list[Summary]:
-    """The macro average over the benchmarks, of each label that has answers to all of them."""
+    """The macro average over the benchmarks, for each label with answers to all of them."""
     benchmarks = list(dict.fromkeys(cell.summary.benchmark for cell in cells))
     benchmarks = list(PAPER_SIX) if set(PAPER_SIX) <= set(benchmarks) else benchmarks
     if len(benchmarks) < 2:
@@ -156,14 +155,14 @@ def _average(parts: list[Summary], known: list[tuple], name: str) -> Summary:
     )
     if len(known) < len(parts):
         return average
-    # Benchmarks are drawn apart from one another: their rounds are put together in another order for each.
+    # Benchmarks are resampled independently, so the rounds of each are put in another order.
     shuffled = [np.roll(part[1], 1009 * k, axis=0) for k, part in enumerate(known)]
     together = np.mean(shuffled, axis=0)
     found = interval_of(together[:, 0])
     average = replace(average, low=found[0], high=found[1]) if found else average
     if first.method in ("student", "teacher") and first.gap_recovered is None:
         return average
-    # The share of tokens is averaged over benchmarks, as accuracy is, so that a long benchmark weighs no more.
+    # The share of tokens is averaged over benchmarks, like accuracy, so that long answers do not weigh more.
     share = np.mean([part[:, 3] / np.maximum(part[:, 4], 1e-9) for part in shuffled], axis=0)
     means = np.mean([part[0] for part in known], axis=0)
     means[3:] = average.token_share, 1.0

@@ -1,7 +1,6 @@
-"""The figures of a comparison: the paper's headlines, bootstrap intervals, paired tests, pass@k.
+"""The formulas of the evaluation: gap recovered, cost reduction, bootstrap intervals, paired tests, pass@k.
 
-Owns the formulas, on plain arrays with one row per problem. What the answers add up to is `summaries.py`'s business. Seeds
-in, same numbers out.
+Works on arrays with one row per problem, which come from `summaries.py`. The same seed gives the same numbers.
 """
 
 import math
@@ -16,33 +15,34 @@ _CHUNK = 8_000_000  # resampled numbers held in memory at a time
 
 
 def gap_recovered(accuracy: float, student: float, teacher: float) -> float | None:
-    """How much of the way from the student's to the teacher's accuracy a method goes. A random router that sends this
-    share of the queries to the teacher is as accurate.
+    """The share of the gap between student and teacher that a method closes. A random router that sends this share of the
+    queries to the teacher has the same accuracy.
 
     Returns:
-        `float` or `None`: 1 at the teacher's accuracy, negative below the student's; `None` if the teacher is no better
-        than the student, so that there is no gap.
+        `float` or `None`: 1 at the teacher's accuracy, negative below the student's; `None` if the teacher is not better
+        than the student, because there is no gap.
     """
     return (accuracy - student) / (teacher - student) if teacher > student else None
 
 
 def cost_reduction(teacher_share: float, gap: float) -> float | None:
-    """How much less of the teacher a method takes than the random router of equal accuracy: 1 - share / p.
+    """The share of teacher tokens that a method saves compared with the random router of equal accuracy: 1 - share / p.
 
     Args:
         teacher_share (`float`): share of the tokens that the teacher wrote, 0 to 1.
-        gap (`float`): [`gap_recovered`], the router's share p; above 1, where no router is as accurate, the router that
-            sends everything (p = 1) is taken, so that the figure errs against the method.
+        gap (`float`): [`gap_recovered`], the router's share p. Above 1 no router is as accurate; then p = 1 is used (all
+            queries go to the teacher), which is to the method's disadvantage.
 
     Returns:
-        `float` or `None`: `None` where nothing is recovered, so that the router needs no teacher either.
+        `float` or `None`: `None` if nothing is recovered, because the router then needs no teacher.
     """
     return 1.0 - teacher_share / min(gap, 1.0) if gap > 0 else None
 
 
 def resampled_means(table: np.ndarray, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0) -> np.ndarray:
-    """Means of columns over problems drawn with replacement, the same problems for all columns: shape (rounds, K) from
-    a table of shape (P, K).
+    """Means over problems that are drawn with replacement, the same problems for all columns.
+
+    Returns shape (rounds, K) for a table of shape (P, K).
     """
     table = np.asarray(table, dtype=float)
     problems = len(table)
@@ -50,7 +50,7 @@ def resampled_means(table: np.ndarray, rounds: int = BOOTSTRAP_ROUNDS, seed: int
 
 
 def _all_counts(problems: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
-    """[`_counts`] in chunks; a single one is kept for the next table, as it takes longer to draw than to use."""
+    """[`_counts`] in chunks. A single chunk is kept for the next table, because drawing takes longer than using it."""
     step = max(1, _CHUNK // problems)
     if rounds <= step:
         yield _kept_counts(problems, rounds, seed)
@@ -73,11 +73,11 @@ def _counts(rng: np.random.Generator, problems: int, rounds: int) -> np.ndarray:
 
 
 def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
-    """The percentile interval of bootstrap values; `None` where more than half of them do not exist (NaN)."""
+    """The percentile interval of bootstrap values; `None` if more than half of them do not exist (NaN)."""
     known = values[~np.isnan(values)]
     if 2 * len(known) < len(values):
         return None
-    # Without interpolation, which has no meaning between a number and minus infinity.
+    # No interpolation: it has no meaning between a number and minus infinity.
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return float(low), float(high)
 
@@ -98,7 +98,7 @@ class Headline:
 
     Args:
         gap, gap_interval: [`gap_recovered`]; `None` without a gap.
-        reduction, reduction_interval: [`cost_reduction`]; `None` where it has no meaning.
+        reduction, reduction_interval: [`cost_reduction`]; `None` if it has no meaning.
     """
 
     gap: float | None = None
@@ -118,14 +118,14 @@ def headline(means: np.ndarray, rounds: np.ndarray) -> Headline:
     gap = gap_recovered(*map(float, means[:3]))
     if gap is None:
         return Headline()
-    # A method that takes no teacher at all has no cost to reduce.
+    # A method without any teacher token has no cost to reduce.
     is_costly = means[3] > 0 and means[4] > 0
     reduction = cost_reduction(float(means[3] / means[4]), gap) if is_costly else None
     with np.errstate(divide="ignore", invalid="ignore"):
         gaps = (rounds[:, 0] - rounds[:, 1]) / (rounds[:, 2] - rounds[:, 1])
         gaps[rounds[:, 2] <= rounds[:, 1]] = np.nan
         reductions = 1 - rounds[:, 3] / rounds[:, 4] / np.minimum(gaps, 1)
-        # Where nothing is recovered the router needs no teacher either: an unboundedly bad deal, not an unknown one.
+        # If nothing is recovered, the router needs no teacher: the reduction is minus infinity, not unknown.
         reductions = np.where(gaps <= 0, -np.inf, reductions)
     low_high = None if reduction is None else interval_of(reductions)
     return Headline(gap, interval_of(gaps), reduction, low_high)
@@ -136,13 +136,13 @@ class Comparison:
     """Two methods on the same problems.
 
     Args:
-        problems (`int`): that both answered.
+        problems (`int`): problems that both answered.
         difference (`float`): accuracy of the first minus that of the second.
         interval (`tuple[float, float]`): paired bootstrap 95 % interval of the difference.
-        p_bootstrap (`float`): two-sided, from the same rounds: how often the resampled difference lies on the other side
-            of zero, twice.
-        first_only, second_only (`int`, *optional*): problems that only one of them got right; `None` with several
-            answers a problem.
+        p_bootstrap (`float`): two-sided p-value from the same rounds: twice the share of resampled differences on the other
+            side of zero.
+        first_only, second_only (`int`, *optional*): problems that only one of them solved; `None` with several answers to a
+            problem.
         p_mcnemar (`float`, *optional*): McNemar's exact two-sided test on these two numbers.
     """
 
@@ -161,7 +161,7 @@ def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
     rounds = resampled_means(difference[:, None], seed=seed)[:, 0]
     found = interval_of(rounds)
     assert found is not None  # differences exist
-    # One more on both sides, so that no p-value is smaller than the rounds can show.
+    # One is added on both sides, so that a p-value is not smaller than the rounds can show.
     below, above = (int((side).sum()) + 1 for side in (rounds <= 0, rounds >= 0))
     p = min(1.0, 2 * min(below, above) / (len(rounds) + 1))
     result = Comparison(len(difference), float(difference.mean()), found, p)
@@ -173,7 +173,7 @@ def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """McNemar's exact two-sided p-value: how likely so uneven a split of the discordant problems is if none is better."""
+    """McNemar's exact two-sided p-value: the probability of such an uneven split if both methods are equally good."""
     total = first_only + second_only
     log_half = total * math.log(0.5)
     tail = sum(
@@ -187,7 +187,7 @@ def pass_at_k(right: Sequence[int], answers: Sequence[int], k: int) -> float | N
     """The unbiased estimate of the share of problems solved by at least one of k answers (Chen et al., 2021).
 
     Args:
-        right (`Sequence[int]`), answers (`Sequence[int]`): right answers and all answers of each problem.
+        right (`Sequence[int]`), answers (`Sequence[int]`): number of right answers and of all answers, for each problem.
         k (`int`).
 
     Returns:

@@ -1,7 +1,7 @@
-"""What the answers of one method to one benchmark add up to.
+"""Figures of the answers of one method to one benchmark.
 
-Owns what is counted. Comparisons between methods, averages and headline figures are `results.py`'s business, the formulas
-`statistics.py`'s, the costs `costs.py`'s.
+Owns what is counted. `results.py` compares methods and averages benchmarks, `statistics.py` has the formulas, `costs.py`
+the costs.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from .statistics import bootstrap_interval, pass_at_k
 
 Interval: TypeAlias = tuple[float, float]
 Problem: TypeAlias = tuple[int, str]
-"""Its place among the rows and its text, so that only equal problems are ever paired."""
+"""Index and text of a problem, so that only equal problems are paired."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class KindSummary:
     """Answers to the problems of one kind.
 
     Args:
-        answers (`int`): teacher failures left out.
+        answers (`int`): without teacher failures.
         accuracy (`float`), call_rate (`float`), teacher_share (`float`): as in [`Summary`].
     """
 
@@ -37,34 +37,35 @@ class KindSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """One method on one benchmark in one run. Rollouts whose teacher failed count in `failures` and nowhere else.
+    """One method on one benchmark in one run. Rollouts whose teacher failed count only in `failures`.
 
     Args:
         run (`str`), benchmark (`str`), method (`str`).
-        label (`str`): what reports call it.
-        problems (`int`): with at least one answer.
-        answers (`int`): failures left out.
-        failures (`int`): rollouts that the teacher's failure ended.
-        accuracy (`float`, *optional*): mean over problems of each one's share of right answers (avg@k); `None` without
+        label (`str`): its name in reports.
+        problems (`int`): problems with at least one answer.
+        answers (`int`): answers without failures.
+        failures (`int`): rollouts whose teacher failed.
+        accuracy (`float`, *optional*): share of right answers to a problem, mean over problems (avg@k); `None` without
             answers.
-        standard_error (`float`, *optional*): of the accuracy, over problems; `None` with fewer than two.
+        standard_error (`float`, *optional*): standard error of the accuracy over problems; `None` with fewer than two.
         low, high (`float`, *optional*): bootstrap 95 % interval of the accuracy, over problems.
-        samples (`int`): answers per problem, of the problem that has fewest.
-        pass_at (`dict[int, float]`): [`~evaluation.statistics.pass_at_k`] for k = 1, 2, 4, ... up to `samples`.
-        teacher_share (`float`): rho, averaged over answers: teacher tokens / completion tokens without commands.
-        token_share (`float`): the paper's figure: teacher tokens / all tokens, over the whole run.
+        samples (`int`): answers to the problem that has the fewest.
+        pass_at (`dict[int, float]`): [`~relay_trl.evaluation.report.statistics.pass_at_k`] for k = 1, 2, 4, ... up to `samples`.
+        teacher_share (`float`): rho, teacher tokens / completion tokens without commands, mean over answers.
+        token_share (`float`): the paper's share, teacher tokens / all tokens of the run.
         call_rate (`float`): share of answers with at least one well-formed command, answered or not.
         calls_per_answer (`float`): well-formed commands per answer.
-        requested, delivered (`float`, *optional*): tokens asked for and received by an answered call, medians (one absurd n
-            moves a mean anywhere); `None` without such calls.
-        denied (`int`), malformed (`int`): commands beyond a limit, and commands that are none.
-        tokens_per_answer (`float`): completion tokens, commands and the teacher's included.
-        by_kind (`dict[str, KindSummary]`): empty where the data has no kinds.
-        by_need (`dict[str, KindSummary]`): by who solves a problem alone, see `results.py`; empty without both methods.
-        costs ([`Costs`], *optional*): of an answer; `None` without answers, and of averages.
-        gap_recovered, cost_reduction (`float`, *optional*): see [`~evaluation.statistics.gap_recovered`] and
-            [`~evaluation.statistics.cost_reduction`], the latter from `token_share`; `None` for the two ends of the gap
-            and without them. `gap_interval` and `reduction_interval` are their bootstrap intervals.
+        requested, delivered (`float`, *optional*): tokens that an answered call asked for and got, medians (a single absurd n
+            can move a mean anywhere); `None` without such calls.
+        denied (`int`), malformed (`int`): commands beyond a limit, and malformed commands.
+        tokens_per_answer (`float`): completion tokens, with commands and the teacher's tokens.
+        by_kind (`dict[str, KindSummary]`): empty if the data has no kinds.
+        by_need (`dict[str, KindSummary]`): by which model solves a problem alone, see `results.py`; empty without both
+            methods.
+        costs ([`Costs`], *optional*): of an answer; `None` without answers and for averages.
+        gap_recovered, cost_reduction (`float`, *optional*): see [`~relay_trl.evaluation.report.statistics.gap_recovered`] and
+            [`~relay_trl.evaluation.report.statistics.cost_reduction`], the latter from `token_share`; `None` for student and
+            teacher themselves and without them. `gap_interval` and `reduction_interval` are their bootstrap intervals.
     """
 
     run: str
@@ -114,7 +115,7 @@ class Cell:
 def summarize_method(
     run: Run, benchmark: str, method: str, everything: list[Answer], seed: int, prices: PriceTable
 ) -> Cell:
-    """The cell of one method on one benchmark, with all of its summary that needs no other cell."""
+    """The cell of one method on one benchmark, with the part of its summary that needs no other cell."""
     answers = [answer for answer in everything if answer.correct is not None]
     label = run.labels.get(method, method)
     summary = Summary(run.name, benchmark, method, label, 0, len(answers), len(everything) - len(answers))
@@ -161,7 +162,7 @@ def summarize_method(
 
 
 def problem_of(answer: Answer) -> Problem:
-    """What the answer is paired by."""
+    """The problem that an answer belongs to."""
     return (answer.index, answer.prompt if isinstance(answer.prompt, str) else repr(answer.prompt))
 
 
@@ -176,5 +177,5 @@ def summarize_group(answers: list[Answer]) -> KindSummary:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Of at least one number."""
+    """The mean of at least one number."""
     return float(np.mean([float(value) for value in values]))

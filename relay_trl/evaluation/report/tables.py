@@ -1,7 +1,7 @@
-"""Results as tables of texts: the paper's table, one per benchmark, by difficulty, costs, and method against method.
+"""Results as tables of texts: the paper's table, one per benchmark, by difficulty, costs, comparisons.
 
-Owns columns and wording. The numbers are `summaries.py`'s and `results.py`'s; what a table is written as is `report.py`'s
-business.
+Owns columns and wording. The numbers come from `summaries.py` and `results.py`; `write.py` writes the tables in several
+formats.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from .statistics import Comparison
 from .summaries import Interval, KindSummary, Summary
 
 MAX_KINDS = 8
-"""More kinds than this stand below one another, with a column per method."""
+"""With more kinds than this, each kind is a row and each method a column."""
 
 NOTES = (
     "Accuracy: mean over problems of each one's share of right answers, with a bootstrap 95 % interval over problems. "
@@ -44,7 +44,7 @@ class Table:
 
     Args:
         title (`str`).
-        columns (`list[str]`): the first one holds names, the others numbers.
+        columns (`list[str]`): the first one has names, the others numbers.
         rows (`list[list[str]]`).
     """
 
@@ -54,7 +54,7 @@ class Table:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent, without the sign, and `-` where there is none."""
+    """A share in percent, without the sign; `-` if there is none."""
     return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
@@ -104,7 +104,7 @@ def papers_table(summaries: Sequence[Summary]) -> Table:
 
 
 def results_tables(summaries: Sequence[Summary]) -> list[Table]:
-    """One table per benchmark with a row per method, and one by kind where its problems have kinds."""
+    """One table per benchmark with a row per method, and one by kind if its problems have kinds."""
     tables = []
     for benchmark in dict.fromkeys(summary.benchmark for summary in summaries):
         shown = [summary for summary in summaries if summary.benchmark == benchmark]

@@ -1,6 +1,6 @@
 """Curves of a training: accuracy, the teacher's share and the call rate over the steps, from the trainer's log.
 
-Owns reading logs and this figure. Colours and style are `plots.py`'s.
+Owns reading logs and this figure. Colours and style are in `plots.py`.
 """
 
 import json
@@ -15,15 +15,15 @@ from matplotlib.ticker import PercentFormatter
 
 from .plots import STYLE, colors_of
 
-_SMOOTHING = 0.06  # of the steps, in the running mean
+_SMOOTHING = 0.06  # share of the steps in the running mean
 
 
 def read_log(path: str | Path) -> list[dict]:
     """The `log_history` of a training.
 
     Args:
-        path (`str` or `Path`): a `trainer_state.json`, or a trainer's output folder; there its own or, without one, that
-            of the latest checkpoint is read.
+        path (`str` or `Path`): a `trainer_state.json`, or a trainer's output folder. If the folder has none, that of the
+            latest checkpoint is read.
 
     Raises:
         FileNotFoundError: there is none.
@@ -45,7 +45,7 @@ def read_log(path: str | Path) -> list[dict]:
 
 
 def find_logs(folders: Sequence[str] | None, student: str) -> dict[str, list[dict]]:
-    """The log histories of `folders` by their last names; without any, the student's own, if it has one."""
+    """The log histories of `folders` by the folders' names; without folders, that of the student, if it has one."""
     if folders is None:
         folders = [student] if (Path(student) / "trainer_state.json").is_file() else []
     return {Path(folder).name: read_log(folder) for folder in folders}
@@ -60,11 +60,11 @@ def plot_training(logs: Mapping[str, Sequence[dict]]) -> Figure | None:
     """Accuracy, and below it rho and the call rate, over the training steps.
 
     Args:
-        logs (`Mapping[str, Sequence[dict]]`): a log history ([`read_log`]) per run, by what the legend calls it. Points on
-            the curves are evaluations on the validation rows.
+        logs (`Mapping[str, Sequence[dict]]`): a log history ([`read_log`]) for each name in the legend. Points on the curves
+            are evaluations on the validation rows.
 
     Returns:
-        `Figure` or `None`: `None` where no log has `relay/` metrics.
+        `Figure` or `None`: `None` if no log has `relay/` metrics.
     """
     if not any(_series(log, "relay/accuracy")[0].size for log in logs.values()):
         return None
@@ -104,7 +104,7 @@ def _series(log: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of the `width` values around each; fewer at the ends."""
+    """The mean of `width` values around each value; fewer at the ends."""
     total = np.concatenate([[0.0], np.nancumsum(values)])
     first = np.maximum(np.arange(len(values)) - (width - 1) // 2, 0)
     last = np.minimum(np.arange(len(values)) + width // 2 + 1, len(values))

@@ -1,7 +1,7 @@
-"""The answer to "should I relay with this pair?", in a sentence for each benchmark.
+"""Answers "does relaying pay with this pair?" in a sentence for each benchmark.
 
-Owns the rule: relaying pays where it takes fewer of the teacher's tokens than the random router of equal accuracy, beyond
-what the choice of problems explains.
+Owns the rule: relaying pays if it needs fewer teacher tokens than the random router of equal accuracy, by more than the choice
+of problems can explain.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ YES, NO, UNDECIDED = "yes", "no", "undecided"
 
 
 def verdict_of(relay: Summary) -> str:
-    """`yes`, `no`, `undecided` or `no gap`, from the summary of a relay with headline figures."""
+    """`yes`, `no`, `undecided` or `no gap`, from a relay's summary with gap and cost."""
     if relay.gap_recovered is None:
         return NO_GAP
     gap, reduction = relay.gap_interval, relay.reduction_interval

@@ -1,6 +1,6 @@
-"""A result as people get it: tables for the terminal, Markdown, LaTeX and JSON, and the folder with plots and pages.
+"""Writes a result: tables for the terminal, Markdown, LaTeX and JSON, and the folder with plots and pages.
 
-Owns formats and files. What the tables say is `tables.py`'s business, the pictures are `plots.py`'s, the pages `pages.py`'s.
+Owns formats and files. The contents come from `tables.py`, `plots.py` and `pages.py`.
 """
 
 import json
@@ -33,16 +33,16 @@ def print_results(summaries: Sequence[Summary], console: Console | None = None) 
     for table in results_tables(summaries):
         rich_table = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=0)
         for i, column in enumerate(table.columns):
-            # A word a line: the whole table has to fit into eighty columns. Only names may be folded.
+            # One word per line, so that the table fits into eighty columns. Only names may be folded.
             heading = Text(column.replace(" ", "\n"))
             rich_table.add_column(
                 heading, justify="right" if i else "left", no_wrap=i > 0, overflow="fold", vertical="bottom"
             )
         for row in table.rows:
-            # As `Text`: a label may hold what rich would read as markup.
+            # As `Text`, because rich could read a label as markup.
             rich_table.add_row(*map(Text, row))
         console.print(Text(f"\n{table.title}", style="bold"))
-        # A terminal too narrow for the numbers breaks lines rather than cut them off.
+        # On a very narrow terminal lines are broken, not cut.
         width = max(console.width, Measurement.get(console, console.options, rich_table).minimum)
         console.print(rich_table, width=width, crop=False, no_wrap=True, overflow="ignore")
     console.print()
@@ -67,7 +67,7 @@ def to_markdown(results: Results) -> str:
 
 
 def every_table(results: Results) -> list[Table]:
-    """All tables, with the headline figures' intervals behind the main ones."""
+    """All tables; the intervals of gap and cost follow the main ones."""
     headlines = headline_table(results.summaries)
     return [*all_tables(results), *([headlines] if headlines else [])]
 
@@ -91,7 +91,7 @@ def _latex(text: str) -> str:
 
 
 def to_latex(results: Results) -> str:
-    """The paper's table and the one of each benchmark, for a document that uses `booktabs`."""
+    """The paper's table and the table of each benchmark, for a document with `booktabs`."""
     summaries = results.summaries
     tables = [papers_table(summaries), *results_tables(summaries)]
     return "\n\n".join(_latex_table(table) for table in tables) + "\n"
@@ -119,7 +119,7 @@ def _latex_table(table: Table) -> str:
 
 
 def to_json(results: Results, runs: Sequence[Run] = (), costs: PriceTable = NO_PRICES) -> str:
-    """Summaries, comparisons, the settings of the runs that they come from, and parameters and prices, as JSON."""
+    """Summaries, comparisons, the runs' settings, and parameters and prices, as JSON."""
     compared = [
         {"benchmark": benchmark, "first": first, "second": second, **asdict(comparison)}
         for benchmark, first, second, comparison in results.comparisons
@@ -134,7 +134,7 @@ def to_json(results: Results, runs: Sequence[Run] = (), costs: PriceTable = NO_P
 
 
 def _finite(value):
-    """JSON has no infinity: a bound of minus infinity becomes null."""
+    """`value` for JSON, which has no infinity: a bound of minus infinity becomes null."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -160,13 +160,13 @@ def write_report(
         output_dir (`str` or `Path`): made if it does not exist.
         logs (`Mapping[str, Sequence[dict]]`, *optional*): log histories by name, see [`plot_training`].
         title (`str`): of the page.
-        max_answers (`int`, defaults to `1500`): on the pages; whole problems, evenly spaced, are left out beyond it.
+        max_answers (`int`, defaults to `1500`): most answers on the pages; problems are left out evenly.
         seed (`int`, defaults to `0`): of the bootstrap.
         costs ([`PriceTable`]): parameters and prices.
-        published (`Sequence[Summary]`): figures without answers, see [`~evaluation.published.read_published`].
+        published (`Sequence[Summary]`): figures without answers, see [`~relay_trl.evaluation.report.published.read_published`].
 
     Returns:
-        `list[Summary]`: what the tables show, for [`print_results`].
+        `list[Summary]`: the rows of the tables, for [`print_results`].
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
