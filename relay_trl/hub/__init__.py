@@ -1,1 +1,1 @@
-"""What goes to the Hugging Face Hub: cards of models and data, and the upload with its scan for secrets."""
+"""Pushes to the Hugging Face Hub: cards of models and data sets, and the upload with its scan for secrets."""

@@ -1,6 +1,6 @@
-"""The card of a data set that is pushed: warm-up answers with calls put in, or problems that a teacher can solve.
+"""The card of a data set: warm-up answers with inserted calls, or problems that a teacher can solve.
 
-Owns its words and its metadata for the Hub. It uploads nothing; `hub/upload.py` does.
+Owns its text and its metadata for the Hub. `hub/upload.py` uploads it.
 """
 
 import json
@@ -27,11 +27,11 @@ COLUMNS = {
     "completion_ids": "token ids of the completion: the student's as sampled, and those of the commands",
     "calls": "commands in the completion",
 }
-"""What the columns of our own files hold."""
+"""Meanings of the columns in files of this package."""
 
 
 def read_rows(path: str | Path) -> Dataset:
-    """The rows of a file that can be pushed as a data set.
+    """The rows of a file that is pushed as a data set.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -65,12 +65,12 @@ def write_dataset_card(
 
     Args:
         folder (`str` or `Path`).
-        rows ([`~datasets.Dataset`]): what is pushed.
-        repo_id (`str`): where to.
-        file_name (`str`): of the rows in the repository.
+        rows ([`~datasets.Dataset`]): the rows.
+        repo_id (`str`): id of the repository.
+        file_name (`str`): name of the file in the repository.
         licence (`str`, *optional*): the Hub's identifier.
-        source (`str`, *optional*): Hub id or name of what the rows were made from.
-        settings (`dict`, *optional*): of the recipe that made them; secrets are left out.
+        source (`str`, *optional*): Hub id or name of the data that the rows were made from.
+        settings (`dict`, *optional*): of the recipe that made the rows; secrets are left out.
 
     Returns:
         `Path`: README.md.
@@ -105,7 +105,7 @@ def write_dataset_card(
         source=redact(source),
         settings=[(name, json.dumps(value)) for name, value in sorted(redact(dict(settings or {})).items())],
     )
-    DatasetCard(text)  # reads its own metadata back: better an error here than one from the Hub
+    DatasetCard(text)  # reads the metadata back, so that an error shows here and not on the Hub
     path = Path(folder) / "README.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -115,6 +115,6 @@ def write_dataset_card(
 def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 12 and all(isinstance(item, int) for item in value):
         return [*value[:12], f"... {len(value)} in all"]
-    # Three backticks in a row would end the block that the example stands in.
+    # Three backticks in a row would end the code block of the example.
     text = value.replace("```", "'''") if isinstance(value, str) else value
     return f"{text[:_LONGEST]} ..." if isinstance(text, str) and len(text) > _LONGEST else text

@@ -1,8 +1,8 @@
-"""What travels with a trained student when it is pushed: the relay config of `relay_config.py`, and its model card.
+"""The model card of a trained student, written beside its relay config.
 
-Owns the contents of README.md (`model_card.md.j2` has the words) and its metadata for the Hub. It uploads
-nothing: transformers' `Trainer` pushes the folder that it saved, all of it but checkpoints and names beginning with "_",
-and `hub/upload.py` what `recipes/push.py` is asked to.
+Owns the contents of README.md (the text is in `model_card.md.j2`) and its metadata for the Hub. Uploads nothing: transformers'
+`Trainer` pushes the folder that it saved, without checkpoints and names that begin with "_"; `hub/upload.py` pushes for
+`recipes/push.py`.
 """
 
 import json
@@ -31,10 +31,10 @@ FIGURES = {
         "relay/call_rate": "Rollouts with a call",
     },
 }
-"""Logged figures, by stage, that a card shows when there are no results."""
+"""Logged figures by stage. A card shows them if there are no results."""
 
 RELAY_METHOD = "relay"
-"""The method whose results are the model's own, and go into the `model-index`."""
+"""The method whose results go into the card's `model-index`."""
 
 
 def write_model_card(
@@ -54,17 +54,17 @@ def write_model_card(
     pictures: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Writes README.md into `folder`, and the record that it describes next to it.
+    """Writes README.md and `relay_config.json` into `folder`.
 
     Args:
-        folder (`str` or `Path`): the model's.
-        record ([`RelayRecord`]): saved too, because `Trainer` copies only the weights from a checkpoint's folder to the
-            one it pushes.
+        folder (`str` or `Path`): the model's folder.
+        record ([`RelayRecord`]): written too, because `Trainer` copies only the weights from a checkpoint's folder to the
+            one that it pushes.
         model_name (`str`, *optional*): title, defaults to the folder's name.
-        base_model (`str`, *optional*): defaults to the record's `student_base`; a Hub id gets into the metadata.
-        dataset_name (`str`, *optional*): training set, defaults to the record's; likewise (of a registered set, give
-            [`Source.hub_id`]).
-        log_history (`list[dict]`, *optional*): `trainer.state.log_history`, shown where there are no results.
+        base_model (`str`, *optional*): defaults to the record's `student_base`; a Hub id goes into the metadata.
+        dataset_name (`str`, *optional*): training set, defaults to the record's; a Hub id goes into the metadata (for a
+            registered set, give [`Source.hub_id`]).
+        log_history (`list[dict]`, *optional*): `trainer.state.log_history`, shown if there are no results.
         results (`list[dict]`, *optional*): a row for each benchmark and method: `benchmark`, `method`, `label` (defaults to the
             method), `accuracy`, `interval` (two bounds), `teacher_share`, `call_rate`, from 0 to 1, and `cost` (a text); all
             but the first two optional. Those of the method `"relay"` go into the metadata.
@@ -72,8 +72,8 @@ def write_model_card(
         tags (`list[str]`, *optional*): more tags.
         repo_id (`str`, *optional*): the model's id on the Hub, for the example; defaults to the folder's name.
         is_adapter (`bool`, *optional*): whether the model is a PEFT adapter; `None` looks into the folder.
-        licences (`dict[str, str]`, *optional*): of other models, by their names; `None` is one that is not known.
-        pictures (`dict[str, str]`, *optional*): captions by paths relative to `folder`.
+        licences (`dict[str, str]`, *optional*): licences of other models by name; `None` for an unknown one.
+        pictures (`dict[str, str]`, *optional*): captions by path, relative to `folder`.
         notes (`list[str]`): sentences below the table of results.
 
     Returns:
@@ -125,12 +125,12 @@ def write_model_card(
         has_teacher_url="://" in (record.teacher or ""),
         problem="78*6+49=" if record.training_set == "arithmetic" else "What is 78 times 6, plus 49?",
     )
-    ModelCard(text)  # reads its own metadata back: better an error here than one from the Hub
+    ModelCard(text)  # reads the metadata back, so that an error shows here and not on the Hub
     return write_atomically(folder / "README.md", text)
 
 
 def hub_id(name: str | None) -> str | None:
-    """`name` if it can be a repository on the Hub, else `None`: a path or a URL has no place in the metadata."""
+    """`name` if it can be a repository on the Hub, else `None`: paths and URLs do not belong in the metadata."""
     if not name or name.count("/") != 1 or Path(name).exists():
         return None
     try:
@@ -149,7 +149,7 @@ def last_figures(log_history: Sequence[Mapping[str, Any]] | None, stage: str) ->
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    """0.8425 as `84.2 %`, a pair as `82.1-86.3 %`, and a dash where there is no number."""
+    """0.8425 as `84.2 %`, a pair as `82.1-86.3 %`, and a dash if there is no number."""
     if isinstance(value, list | tuple):
         if len(value) != 2 or not all(map(_is_number, value)):
             return "-"
@@ -158,7 +158,7 @@ def percent(value: Any, digits: int = 1) -> str:
 
 
 def code(value: Any) -> str:
-    """`value` as inline code that neither a backtick, a line break nor a table's bar can end."""
+    """`value` as inline code, safe against backticks, line breaks and the bars of a table."""
     text = value if isinstance(value, str) else json.dumps(value)
     text = text.replace("\n", "\\n").replace("|", "\\|") or '""'
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))

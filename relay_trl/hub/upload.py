@@ -1,6 +1,6 @@
-"""Pushing a folder or a file to the Hub in one commit: which files go, whose licences they come under, and no secrets.
+"""Pushes a folder or a file to the Hub in one commit: the choice of files, licences, and a scan for secrets.
 
-Owns what leaves this machine. The words of the cards are `hub/model_card.py`'s and `hub/dataset_card.py`'s.
+Owns what is uploaded from this machine. `hub/model_card.py` and `hub/dataset_card.py` write the cards.
 """
 
 import fnmatch
@@ -33,7 +33,7 @@ MODEL_FILES = (
     "*.model",
     "*.py",
 )
-"""Names that a model's folder is pushed with; pickles, optimizer states, checkpoints, logs and rollouts stay here."""
+"""Names of a model's files that are pushed. Pickles, optimizer states, checkpoints, logs and rollouts are not."""
 
 _WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 _SECRETS = re.compile(rb"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}")
@@ -84,10 +84,10 @@ class PushConfig:
 
 
 def check_repo_id(name: str, what: str):
-    """Refuses what cannot be a repository on the Hub.
+    """Refuses a name that cannot be a repository on the Hub.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: with the name of the option.
     """
     try:
         validate_repo_id(name)
@@ -99,7 +99,7 @@ def check_repo_id(name: str, what: str):
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:
-    """The files of a model that are pushed, by their names there.
+    """The files of a model that are pushed, by their names in the repository.
 
     Raises:
         FileNotFoundError: there is no model in `folder`.
@@ -117,10 +117,10 @@ def model_files(folder: str | Path) -> dict[str, Path]:
 
 
 def refuse_secrets(files: Mapping[str, Path]):
-    """Looks for tokens in the texts that are about to leave this machine.
+    """Looks for tokens in the texts that will be pushed.
 
     Raises:
-        ValueError: naming the file and the line, not the secret.
+        ValueError: with the file and the line, without the secret.
     """
     known = {os.environ.get(name, "") for name in _SECRET_VARIABLES} | {get_token() or ""}
     known_bytes = [value.encode() for value in known if len(value) >= 8]
@@ -137,13 +137,13 @@ def refuse_secrets(files: Mapping[str, Path]):
 
 
 def push(files: Mapping[str, Path], repo_id: str, kind: str, private: bool, message: str) -> str:
-    """Uploads `files` in one commit; what has not changed since the last is left out.
+    """Uploads `files` in one commit, without files that have not changed.
 
     Args:
-        files (`Mapping[str, Path]`): by their names there.
-        repo_id (`str`): made if it does not exist.
+        files (`Mapping[str, Path]`): by their names in the repository.
+        repo_id (`str`): created if it does not exist.
         kind (`str`): `"model"` or `"dataset"`.
-        private (`bool`): of a new repository; an existing one must be so already.
+        private (`bool`): visibility of a new repository; an existing one must have it already.
         message (`str`): of the commit.
 
     Returns:
@@ -179,7 +179,7 @@ def push(files: Mapping[str, Path], repo_id: str, kind: str, private: bool, mess
 
 
 def licence_of(model: str | None) -> str | None:
-    """The licence that a model states in its card, in its folder or on the Hub; `None` where that is not to be had."""
+    """The licence in a model's card, in its folder or on the Hub; `None` if there is none."""
     if not model or "://" in model:
         return None
     try:
@@ -188,7 +188,7 @@ def licence_of(model: str | None) -> str | None:
             data = ModelCard.load(card).data if card.is_file() else None
         else:
             data = HfApi().model_info(model).card_data
-    except (OSError, ValueError, httpx.TransportError):  # the Hub's own errors are among them
+    except (OSError, ValueError, httpx.TransportError):  # includes the Hub's own errors
         return None
     stated = getattr(data, "license", None)
     return stated if isinstance(stated, str) else None

@@ -1,7 +1,7 @@
-"""What all pages of this package share: the look of a rollout, the script that draws one, and scripts that nobody else adds to.
+"""What all pages share: the style of a rollout, the script that draws one, and the protection against foreign scripts.
 
-Owns `theme.css`, `rollout.js` and how a page names its own script in its content security policy. Each page's own
-template, style and script are beside the module that renders it.
+Owns `theme.css`, `rollout.js` and how a page allows its own script in its content security policy. A page's template, style
+and script are beside the module that renders it.
 """
 
 import base64
@@ -21,10 +21,10 @@ def read_texts(*paths: Path) -> str:
 
 
 def script_hash(script: str) -> str:
-    """What a content security policy calls this script, `'sha256-...'`, so that no other can run."""
+    """The hash of a script for a content security policy, `'sha256-...'`, so that no other script can run."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def embedded_json(data: Any) -> str:
-    """JSON for a `<script type="application/json">`, which nothing in it can end."""
+    """JSON for a `<script type="application/json">`, escaped so that no text in it can end the element."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

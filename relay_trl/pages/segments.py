@@ -1,6 +1,6 @@
-"""A rollout as a reader sees it: the student's words, the teacher's words, and commands with what became of them.
+"""A rollout in segments for a page: the student's text, the teacher's text, and commands with their outcome.
 
-Owns how a trace is cut into pieces; every page that shows a rollout draws these. It knows no page.
+Owns how a trace is divided. All pages that show a rollout draw these segments.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from ..trace import Author, Call, Trace
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of an answer.
+    """A segment of an answer.
 
     Args:
         author (`str`): `"student"`, `"teacher"` or `"call"`.
-        text (`str`): its words; a call's command as it was written.
-        tokens (`int`): of a teacher's turn.
-        call ([`Call`], *optional*): what became of the command.
+        text (`str`): its text; of a call, the command as written.
+        tokens (`int`): tokens of a teacher's turn.
+        call ([`Call`], *optional*): the outcome of the command.
     """
 
     author: str
@@ -26,7 +26,7 @@ class Segment:
     call: Call | None = None
 
     def to_dict(self) -> dict:
-        """A JSON-ready form, for pages that draw it themselves; what is not set is left out."""
+        """A JSON-ready form for pages that draw it themselves, without fields that are not set."""
         found: dict[str, str | int] = {"author": self.author, "text": self.text}
         if self.tokens:
             found["tokens"] = self.tokens
@@ -38,7 +38,7 @@ class Segment:
 
 
 def segments(trace: Trace, syntax: CallSyntax) -> list[Segment]:
-    """The completion in pieces: the student's words, the teacher's words, and commands with what became of them."""
+    """The completion in segments: the student's text, the teacher's text, and commands with their outcome."""
     pieces = []
     calls = iter(trace.calls)
     for span in trace.spans:
@@ -46,7 +46,7 @@ def segments(trace: Trace, syntax: CallSyntax) -> list[Segment]:
             pieces.append(Segment("teacher", span.text, len(span.ids)))
             continue
         done = 0
-        # A method that looks for no calls has none in its trace: its commands are plain text.
+        # If a method looks for no calls, its trace has none, and its commands are plain text.
         for command, call in zip(syntax.find(span.text) if trace.calls else (), calls, strict=False):
             pieces.append(Segment("student", span.text[done : command.start]))
             pieces.append(Segment("call", span.text[command.start : command.end], call=call))

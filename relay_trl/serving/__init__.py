@@ -1,1 +1,1 @@
-"""The pair as one thing that people can call: an OpenAI-compatible server, and `RelayPipeline` in Python."""
+"""Serves a student with its teacher: an OpenAI-compatible server, and `RelayPipeline` in Python."""

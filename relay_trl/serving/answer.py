@@ -1,6 +1,6 @@
-"""One answer of the pair: a relay with a reader who may stop it.
+"""One answer of the pair: a relay whose text goes through a [`Reader`], which can stop it.
 
-Owns what an answer consists of and how a stop string or a cancellation ends the work of both engines.
+Owns the contents of an answer, and how a stop string or a cancellation ends the work of both engines.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ class Question:
 
 @dataclass
 class Answer:
-    """What came of a question.
+    """The answer to a question.
 
     Args:
-        trace ([`Trace`]): the rollout; of one that a stop string ended, without the turn that it ended in.
-        spans (`list[Delta]`): who wrote what, as the reader gets it.
+        trace ([`Trace`]): the rollout. If a stop string ended it, the last turn is missing.
+        spans (`list[Delta]`): who wrote what, as the client gets it.
         is_stopped (`bool`): whether a stop string ended it.
     """
 
@@ -52,7 +52,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The answer as the reader gets it."""
+        """The answer as the client gets it."""
         return "".join(span.text for span in self.spans)
 
     @property
@@ -62,12 +62,12 @@ class Answer:
 
     @property
     def has_failed_teacher(self) -> bool:
-        """Whether a call met a teacher that failed, so that the student went on alone."""
+        """Whether the teacher failed at a call and the student went on alone."""
         return any(call.outcome is Outcome.FAILED for call in self.calls)
 
     @property
     def student_tokens(self) -> int:
-        """Tokens that the student wrote, commands and its end token included."""
+        """Tokens that the student wrote, with commands and the end token."""
         return sum(span.tokens for span in self.spans if span.author is Author.STUDENT)
 
     @property
@@ -77,19 +77,19 @@ class Answer:
 
     @property
     def finish_reason(self) -> str:
-        """`"stop"` or `"length"`, as OpenAI's API says it."""
+        """`"stop"` or `"length"`, as in OpenAI's API."""
         return "length" if self.trace.stop is StopReason.LENGTH and not self.is_stopped else "stop"
 
 
 async def answer(
     question: Question, student: Engine, teacher: Engine | None, on_delta: Callable[[Delta], None] | None = None
 ) -> Answer:
-    """Lets the pair answer. Cancelling this cancels what both engines do for it.
+    """Lets the pair answer. If this is cancelled, so are the requests to both engines.
 
     Args:
         question ([`Question`]).
         student ([`Engine`]), teacher ([`Engine`], *optional*).
-        on_delta (`Callable[[Delta], None]`, *optional*): told of every piece as it is written.
+        on_delta (`Callable[[Delta], None]`, *optional*): gets every piece as it is written.
 
     Raises:
         EngineError: the student failed.
@@ -126,7 +126,7 @@ async def answer(
 
 @asynccontextmanager
 async def ended_together(tasks: Sequence[asyncio.Future[Any]]) -> AsyncIterator[None]:
-    """Whatever ends the block cancels those of the `tasks` that still run, and waits for them to have stopped."""
+    """At the end of the block, cancels the `tasks` that still run and waits until they have stopped."""
     try:
         yield
     finally:
@@ -138,13 +138,13 @@ async def ended_together(tasks: Sequence[asyncio.Future[Any]]) -> AsyncIterator[
 
 
 def choice_seed(seed: int | None, index: int) -> int | None:
-    """The seed of the `index`-th of several answers to one question: the question's own for the first."""
+    """The seed of answer number `index` to a question. The first answer has the question's own seed."""
     return seed if index == 0 else turn_seed(seed, -index)
 
 
 def _close_cut_turn(trace: Trace, reader: Reader):
-    """Says what is known of the turn that a stop string cut short: of a call, what the reader got of it. What the model read
-    for it is not known, for an engine tells that at the end.
+    """Completes the trace for a turn that a stop string cut short: of a call, what the reader got of it. What the model read
+    for it stays unknown, because an engine reports that at the end.
     """
     call = trace.calls[-1] if trace.calls else None
     if call is None or not call.granted or call.outcome is not Outcome.DENIED:

@@ -1,6 +1,6 @@
 """The server's routes: OpenAI's chat and completions over a pair, its models, health and metrics.
 
-Owns the way of a request: key, body, parameters, prompt, place, answer, reply. Every part of it has a module.
+Owns the steps of a request: key, body, parameters, prompt, place, answer, reply. Each step has its own module.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class RelayServer:
     Args:
         pair ([`Pair`]).
         model (`str`): the name it is served under.
-        keys (`list[str]`): API keys; none lets everybody ask.
+        keys (`list[str]`): API keys; without any, everybody may ask.
         limits ([`Limits`]).
         prices ([`PriceTable`], *optional*): for the page at `/`.
     """
@@ -87,7 +87,7 @@ class RelayServer:
                 await close()
 
     def _answering(self, route: Callable[[Request], Any]):
-        """Wraps a route in what all of `/v1` has: the key, errors in OpenAI's form, counters."""
+        """Adds to a route what all of `/v1` needs: the check of the key, errors in OpenAI's form, counters."""
 
         async def answered(request: Request) -> Response:
             started = time.perf_counter()
@@ -98,7 +98,7 @@ class RelayServer:
                 response = refusal(error)
             except ClientDisconnect:
                 self.metrics.hang_ups.inc()
-                response = Response(status_code=499)  # nobody reads it
+                response = Response(status_code=499)  # the client is gone
             except Exception:
                 logger.exception("A request to %s failed.", request.url.path)
                 response = refusal(ApiError(500, "The server failed; its log says more.", code="internal_error"))
@@ -132,9 +132,9 @@ class RelayServer:
         body = await read_body(request, self.limits.max_body_bytes, self.limits.body_timeout_s)
         try:
             parsed = json.loads(body.decode(), parse_constant=_no_constant)
-            if b"\\ud" in body.lower():  # half of a surrogate pair is JSON, but no text that a tokenizer takes
+            if b"\\ud" in body.lower():  # JSON may hold half of a surrogate pair; tokenizers refuse it
                 json.dumps(parsed, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 among them
+        except (ValueError, RecursionError) as error:  # also for bytes that are not UTF-8
             raise ApiError(400, f"The body is no valid JSON: {error}.", code="invalid_json") from None
         asked = parse(parsed, kind)
         self._check_model(asked.model)
@@ -188,7 +188,7 @@ class RelayServer:
         given = {"temperature": asked.temperature, "top_p": asked.top_p, "min_p": asked.min_p}
         given["top_k"] = None if asked.top_k is None else max(0, asked.top_k)
         student = replace(rules.student, **{name: value for name, value in given.items() if value is not None})
-        # At the end of the dial a call is not rare but impossible
+        # At the lowest value a call is impossible, not only rare
         bias = NEVER if asked.call_bias == MIN_BIAS else asked.call_bias or 0.0
         limits = {}
         for name in ("max_calls", "max_call_tokens", "max_teacher_tokens"):
@@ -227,7 +227,7 @@ class RelayServer:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """Whether requests should be sent here. A teacher that is down is no reason against it: answers go on."""
+        """Whether the server takes requests. It does so even if the teacher is down, because the student goes on alone."""
         teacher = self.pair.teacher
         state = "none" if teacher is None else "up" if getattr(teacher, "is_up", True) else "down"
         return JSONResponse({"status": "ready", "teacher": state})

@@ -1,7 +1,7 @@
 """The page at `/`: a chat with the pair in a browser, over the server's own API.
 
-Owns what the page is told: the model's name, whether it can hold a conversation, and prices. What models and users write
-never passes through here; the page gets it as JSON and shows it as text.
+Owns the data that is put into the page: the model's name, whether it can hold a conversation, and prices. Texts of models and
+users are not put in here; the page gets them as JSON and shows them as text.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ _HERE = Path(__file__).parent
 
 
 def load_prices(path: str | None) -> PriceTable | None:
-    """Reads the prices of the page's cost line, from the YAML that evaluation's `costs` takes; `None` without one.
+    """Reads the prices for the page's cost line from a YAML in the format of the evaluation's `costs`; `None` without one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such YAML, or a price of written tokens is missing.
+        ValueError: it is not such a YAML, or a price of written tokens is missing.
     """
     if path is None:
         return None
@@ -33,7 +33,7 @@ def load_prices(path: str | None) -> PriceTable | None:
 
 
 def _told(prices: PriceTable) -> dict[str, Any]:
-    """Prices as the page's script takes them."""
+    """Prices in the form that the page's script reads."""
     told: dict[str, Any] = {"currency": prices.currency}
     for name in ("student", "teacher"):
         model: ModelCosts = getattr(prices, name)
@@ -42,11 +42,11 @@ def _told(prices: PriceTable) -> dict[str, Any]:
 
 
 def render_chat_page(model: str, holds_conversation: bool, prices: PriceTable | None = None) -> str:
-    """The page as one HTML text, without any asset beside it.
+    """The page as one HTML text without other assets.
 
     Args:
         model (`str`): the name it is served under.
-        holds_conversation (`bool`): whether earlier turns go along with a question until the user says otherwise.
+        holds_conversation (`bool`): whether earlier turns are sent with a question by default.
         prices ([`PriceTable`], *optional*): `None` shows no money.
     """
     script = read_texts(ROLLOUT_SCRIPT, _HERE / "chat.js")

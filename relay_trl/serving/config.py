@@ -1,7 +1,6 @@
-"""What a server can be told: its fields, what the student's own relay config says for those left unset, its checks.
+"""The options of a server, their checks, and which of them come from the student's relay config.
 
-Owns names, defaults and limits of options, and how a pair is loaded by them. What a request can be told is
-`protocol.py`'s business.
+Owns names, defaults and limits of options, and how a pair is loaded. The parameters of a request are in `protocol.py`.
 """
 
 import ipaddress
@@ -26,7 +25,7 @@ FROM_STUDENT = (
     *("teacher", "max_completion_length", "max_calls", "max_call_tokens", "teacher_temperature", "is_ended_by_teacher"),
     *("prompt_template", "system_prompt", "is_chat", "chat_template_kwargs", "open_tag", "close_tag"),
 )
-"""Fields that the student's relay config fills where they are unset."""
+"""Fields that come from the student's relay config if they are not set."""
 
 
 @dataclass(kw_only=True)
@@ -55,7 +54,7 @@ class ServingConfig(TeacherFields):
         use_template (`bool`, defaults to `True`): ask each user's turn of a conversation as the student was trained to be
             asked, with its template and system prompt; else conversations go to the models as they are.
         served_model_name (`str`, *optional*): defaults to the last part of the student's path.
-        costs (`str`, *optional*): YAML with prices, for the cost line of the page at `/`; see [`~serving.page.load_prices`].
+        costs (`str`, *optional*): YAML with prices, for the cost line of the page at `/`; see [`~relay_trl.serving.chat_page.load_prices`].
         host (`str`, defaults to `"127.0.0.1"`): others than this machine need an API key.
         port (`int`, defaults to `8080`): 0 takes a free one.
         api_key_file (`str`, *optional*): one key a line. The environment's RELAY_TRL_API_KEYS, separated by commas, counts
@@ -131,7 +130,7 @@ class ServingConfig(TeacherFields):
             )
 
     def keys(self) -> list[str]:
-        """The API keys; none lets everybody ask who can reach the server."""
+        """The API keys; without any, everybody who can reach the server may ask."""
         keys = os.environ.get(KEYS_VARIABLE, "").split(",")
         if self.api_key_file is not None:
             with open(self.api_key_file, encoding="utf-8") as file:
@@ -141,7 +140,7 @@ class ServingConfig(TeacherFields):
         return [key.strip() for key in keys if key.strip()]
 
     def limits(self) -> Limits:
-        """What the server allows."""
+        """The limits of the server."""
         return Limits(
             self.max_in_flight,
             self.max_queue,
@@ -160,7 +159,7 @@ class ServingConfig(TeacherFields):
         """The student's relay config with the fields that are set here.
 
         Raises:
-            ValueError: there is no such student, or a field makes no relay.
+            ValueError: there is no such student, or no relay is possible with a field's value.
         """
         is_url = "://" in self.student
         source = self.student_tokenizer if is_url else self.student
@@ -179,7 +178,7 @@ class ServingConfig(TeacherFields):
         """
         record = self.record()
         teacher = None
-        # The teacher first: a server that is down is known before any model is loaded.
+        # The teacher first, so that a server that is down is noticed before a model is loaded.
         if record.teacher is not None:
             options = {**self.teacher_options(), **(mapping("teacher_engine", self.teacher_engine) or {})}
             engine = load_engine(self.teacher or record.teacher, **options)
@@ -199,7 +198,7 @@ class ServingConfig(TeacherFields):
 
 
 def _apart(engine):
-    """An engine that computes in this process gets a thread of its own; one behind a URL needs none."""
+    """Puts an engine of this process into its own thread; an engine behind a URL needs none."""
     return engine if "://" in engine.name else ThreadedEngine(engine)
 
 

@@ -1,6 +1,6 @@
-"""Who may ask and how much at once: API keys, places in flight and in the queue, the size of a body.
+"""Admits requests: API keys, places for answers under way, the queue, and the size of a body.
 
-Owns the refusals with 401, 408, 413 and 429. What a request may say is `protocol.py`'s business.
+Owns the refusals with 401, 408, 413, 415 and 429. The parameters of a request are checked in `protocol.py`.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from .protocol import ApiError
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server allows.
+    """The limits of a server.
 
     Args:
         max_in_flight (`int`, defaults to `256`): answers under way at once.
         max_queue (`int`, defaults to `256`): requests that wait for a place; more are refused with 429.
         max_body_bytes (`int`, defaults to `1048576`).
-        max_prompt_length (`int`, *optional*): tokens of a prompt; `None` leaves it to the student's context.
-        body_timeout_s (`float`, defaults to `30.0`): seconds for a body to come in.
-        client_timeout_s (`float`, defaults to `60.0`): seconds that a client may take nothing of its answer.
+        max_prompt_length (`int`, *optional*): most tokens of a prompt; `None`: only the student's context limits it.
+        body_timeout_s (`float`, defaults to `30.0`): seconds to receive a body.
+        client_timeout_s (`float`, defaults to `60.0`): seconds that a client may wait before it reads on.
     """
 
     max_in_flight: int = 256
@@ -38,10 +38,10 @@ class Limits:
 
 
 class Keys:
-    """The keys that may ask. Comparing takes as long for any wrong key.
+    """The accepted API keys. The comparison takes the same time for every wrong key.
 
     Args:
-        keys (`Iterable[str]`): none lets everybody ask.
+        keys (`Iterable[str]`): without any, everybody may ask.
     """
 
     def __init__(self, keys: Iterable[str]):
@@ -68,7 +68,7 @@ def _digest(key: str) -> bytes:
 
 
 class Admission:
-    """Places for answers under way, and a queue for those that wait for one, first come first served.
+    """Places for answers under way, and a queue for requests that wait for one, in order of arrival.
 
     Args:
         most (`int`): answers under way at once.
@@ -85,7 +85,7 @@ class Admission:
 
     @property
     def queued(self) -> int:
-        """Requests that wait."""
+        """Number of requests that wait."""
         return len(self._waiting)
 
     @asynccontextmanager
@@ -93,7 +93,7 @@ class Admission:
         """Waits for `count` places and holds them.
 
         Raises:
-            ApiError: 429, the queue is full, or 400, so many places there are not.
+            ApiError: 429 if the queue is full, 400 if there are never so many places.
         """
         await self._enter(count)
         try:
@@ -122,7 +122,7 @@ class Admission:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self._leave(count)  # it was given a place in the moment in which it gave up
+                self._leave(count)  # it got a place at the moment in which it was cancelled
             else:
                 self._waiting.remove((count, place))
             raise
@@ -140,10 +140,10 @@ async def read_body(request: Request, most: int, limit_s: float) -> bytes:
     """The body of a request.
 
     Raises:
-        ApiError: 413 beyond `most` bytes, 408 when it takes longer than `limit_s`, 415 when it does not claim to be JSON.
+        ApiError: 413 if it has more than `most` bytes, 408 if it takes longer than `limit_s`, 415 if its type is not JSON.
         ClientDisconnect: the client hung up.
     """
-    # A page of another site can send anything but this without asking the browser, which asks the server first.
+    # A browser lets pages of other sites send any type but this one without asking the server first.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"The content type is {kind!r}; send 'application/json'.", code="invalid_content_type")
@@ -165,7 +165,7 @@ async def read_body(request: Request, most: int, limit_s: float) -> bytes:
 
 
 async def has_gone(request: Request):
-    """Returns when the client has hung up; for after the body was read."""
+    """Returns when the client has hung up. Only for use after the body was read."""
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
@@ -174,10 +174,10 @@ async def has_gone(request: Request):
 
 @asynccontextmanager
 async def cancelled_by_hang_up(request: Request) -> AsyncIterator[None]:
-    """Cancels what is done inside when the client hangs up.
+    """Cancels the block when the client hangs up.
 
     Raises:
-        ClientDisconnect: it did.
+        ClientDisconnect: the client hung up.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -193,7 +193,7 @@ async def cancelled_by_hang_up(request: Request) -> AsyncIterator[None]:
     try:
         yield
         if gone:
-            await asyncio.sleep(0)  # the cancellation is to come out here, not in what follows
+            await asyncio.sleep(0)  # so that the cancellation arrives here and not later
     except asyncio.CancelledError:
         if gone and task.uncancel() == 0:
             raise ClientDisconnect() from None

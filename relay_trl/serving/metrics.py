@@ -1,6 +1,6 @@
-"""What a server counts, for Prometheus. docs/serving.md lists it.
+"""The counters of a server, for Prometheus. docs/serving.md lists them.
 
-Owns names and meanings; each server has a registry of its own.
+Owns names and meanings. Each server has its own registry.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -36,7 +36,7 @@ class Metrics:
         self.teacher_up = Gauge("relay_teacher_up", "1 unless the teacher failed lately", registry=self.registry)
 
     def add(self, answers: list[Answer], prompt_tokens: int):
-        """Counts what an answered request took."""
+        """Counts an answered request."""
         self.prompt_tokens.inc(prompt_tokens)
         for answer in answers:
             self.tokens.labels("student").inc(answer.student_tokens)
@@ -48,5 +48,5 @@ class Metrics:
                     self.teacher_wait.observe(call.wait_s)
 
     def page(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """All counters in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,7 +1,7 @@
-"""A student and its teacher as one thing that can be asked.
+"""A student with its teacher, and the prompts and rules of their answers.
 
-Owns the way from a conversation or a text to both models' prompts, and from a model's relay config and options to the
-rules of an answer. Answering is `answer.py`'s business, HTTP is `app.py`'s.
+Owns the way from a conversation or a text to both models' prompts, and from the student's relay config and options to the
+rules of an answer. `answer.py` answers; `app.py` has the HTTP routes.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from ..vocabulary import Vocabulary
 
 
 class PromptError(ValueError):
-    """A prompt that the pair cannot be asked. The message is for whoever asked."""
+    """The pair cannot answer this prompt. The message is for the client."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Pair:
 
     Args:
         student ([`Engine`]): one that gives token ids.
-        teacher ([`Engine`], *optional*): `None` answers no call.
+        teacher ([`Engine`], *optional*): with `None`, calls get no answer.
         record ([`RelayRecord`]): tags, limits and prompts.
-        sampling ([`Sampling`]): how the student draws where a question does not say.
+        sampling ([`Sampling`]): how the student samples by default.
         teacher_top_p (`float`, defaults to `1.0`).
         has_template (`bool`, defaults to `True`): whether the prompt template and the system prompt that the student was
             trained with are put around a conversation; else it goes to the models as it is.
@@ -49,28 +49,28 @@ class Pair:
 
     @cached_property
     def rules(self) -> RelayRules:
-        """The rules of an answer where the question has no others: the student goes on where its teacher fails."""
+        """The default rules of an answer. The student goes on alone if its teacher fails."""
         rules = self.record.relay_config(is_stopped_by_failure=False, student=self.sampling)
         return replace(rules, teacher=replace(rules.teacher, top_p=self.teacher_top_p))
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The student's."""
+        """The student's vocabulary."""
         assert self.student.vocabulary is not None
         return self.student.vocabulary
 
     @property
     def holds_conversation(self) -> bool:
-        """Whether the student was made for several turns: it has a chat template, and was trained with it."""
+        """Whether the student can have several turns: it has a chat template and was trained with it."""
         return self.record.is_chat is not False and bool(getattr(self.vocabulary.tokenizer, "chat_template", None))
 
     @property
     def _builder(self) -> PromptBuilder:
-        # Made anew each time: a teacher may come up later than its server's first request.
+        # Built for each request, because the teacher's server may come up later.
         return self.record.prompt_builder(self.vocabulary.tokenizer, self.teacher)
 
     def chat(self, messages: list[dict[str, str]]) -> RelayPrompt:
-        """The prompt of a conversation. Each user's turn is asked as the student was trained to be asked.
+        """The prompt of a conversation. Each user turn is put into the template that the student was trained with.
 
         Raises:
             PromptError: a chat template refuses it.
@@ -84,15 +84,15 @@ class Pair:
                 messages = [{"role": "system", "content": self.record.system_prompt}, *messages]
         try:
             prompt = self._builder.build(messages)
-        except Exception as error:  # templates are programs of the models' makers, and raise what they like
+        except Exception as error:  # templates are programs and can raise anything
             raise PromptError(f"The model's chat template refuses these messages: {error}") from error
         return self._checked(prompt)
 
     def complete(self, text: str | list[int]) -> RelayPrompt:
-        """The prompt of a text, or of the student's token ids, with nothing put around it.
+        """The prompt of a text, or of the student's token ids, without a template.
 
         Raises:
-            PromptError: it is empty, or has ids that the student has not.
+            PromptError: it is empty, or has ids that the student does not have.
         """
         if isinstance(text, str):
             ids = list(self.vocabulary.tokenizer(text)["input_ids"])
@@ -121,7 +121,7 @@ class Pair:
         return prompt
 
     def room_for(self, prompt: RelayPrompt) -> int:
-        """Tokens that an answer to `prompt` may have."""
+        """Most tokens of an answer to `prompt`."""
         most = self.rules.max_completion_tokens
         if self.student.max_context is not None:
             most = min(most, self.student.max_context - len(prompt.student))

@@ -1,6 +1,6 @@
-"""A trained student and its teacher in Python: one object to call, whole or streaming, sync or async, one or many.
+"""A trained student and its teacher in Python: whole or streamed answers, sync or async, one problem or several.
 
-Owns the event loop behind the sync calls. Answering is `answer.py`'s business.
+Owns the event loop behind the sync calls. `answer.py` answers.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from .pair import Pair
 from .reader import Delta
 
 Problem: TypeAlias = str | list[dict[str, str]]
-"""A problem as the student was trained on, or a conversation."""
+"""A problem, which is put into the student's prompt template, or a conversation."""
 
 T = TypeVar("T")
 _STUDENT = ("temperature", "top_p", "top_k", "min_p")
@@ -34,10 +34,10 @@ class RelayPipeline:
     print(answer.text, answer.teacher_tokens)
     ```
 
-    All work is done on one event loop in a thread of its own; the async methods can be awaited on any other.
+    All work runs on one event loop in its own thread. The async methods can be awaited on any other loop.
 
     Args:
-        pair ([`Pair`]): the models and how they are asked. [`RelayPipeline.from_pretrained`] loads one.
+        pair ([`Pair`]): the models, their prompts and rules. [`RelayPipeline.from_pretrained`] loads one.
     """
 
     def __init__(self, pair: Pair):
@@ -58,7 +58,7 @@ class RelayPipeline:
         teacher_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> "RelayPipeline":
-        """Loads a student, the relay config that travels with it, and its teacher.
+        """Loads a student with its relay config, and its teacher.
 
         Args:
             student (`str`): a folder or a Hub id.
@@ -67,7 +67,7 @@ class RelayPipeline:
             revision (`str`, *optional*), token (`str`, *optional*): of the student on the Hub.
             backend (`str`, defaults to `"auto"`): of the student: `"transformers"` or `"vllm"`.
             teacher_options (`dict`, *optional*): of [`~relay_trl.engines.loading.load_engine`], for the teacher.
-            **kwargs: likewise, for the student.
+            **kwargs: the same, for the student.
 
         Raises:
             ValueError: there is no such student, or its relay config is broken.
@@ -84,7 +84,7 @@ class RelayPipeline:
         return cls(Pair(load_engine(student, backend, **kwargs), engine, record))  # type: ignore[arg-type]
 
     def question(self, problem: Problem, *, seed: int | None = None, **options: Any) -> Question:
-        """What a call asks.
+        """The question of a call.
 
         Args:
             problem (`str` or `list[dict]`): put into the prompt template that the student was trained with; a list of
@@ -95,8 +95,8 @@ class RelayPipeline:
                 and `is_ended_by_teacher` of the relay.
 
         Raises:
-            TypeError: an option that there is not.
-            ValueError: one that is out of its range, or a prompt without room for an answer.
+            TypeError: an unknown option.
+            ValueError: an option is out of its range, or there is no room for an answer after the prompt.
         """
         messages = [{"role": "user", "content": problem}] if isinstance(problem, str) else problem
         prompt = self.pair.chat(messages)
@@ -121,7 +121,7 @@ class RelayPipeline:
     @overload
     def __call__(self, problem: Sequence[Problem], **options: Any) -> list[Answer]: ...
     def __call__(self, problem, **options):
-        """The answer to a problem, or, to a list of problems, their answers in order, written together.
+        """The answer to a problem, or the answers to a list of problems, in order. They are written together.
 
         Args:
             problem (`str`, `list[dict]`, or a list of either).
@@ -134,7 +134,7 @@ class RelayPipeline:
         return await asyncio.wrap_future(self._start(self._answer(problem, options)))
 
     def stream(self, problem: Problem, **options: Any) -> Iterator[Delta]:
-        """The pieces of an answer as they are written. Leaving the loop early ends the work of both models."""
+        """The pieces of an answer as they are written. If you leave the loop early, both models stop."""
         pieces: queue.Queue[Delta | None] = queue.Queue()
         question = self.question(problem, **options)
         future = self._start(answer(question, self.pair.student, self.pair.teacher, pieces.put))
@@ -165,7 +165,7 @@ class RelayPipeline:
             future.cancel()
 
     def close(self):
-        """Closes connections and ends the thread; the pipeline cannot be asked any more."""
+        """Closes connections and ends the thread. The pipeline cannot be used after that."""
         for engine in (self.pair.student, self.pair.teacher):
             close = getattr(engine, "aclose", None)
             if close is not None:

@@ -1,7 +1,6 @@
-"""What a request may say: OpenAI's parameters and ours, each honoured or refused by name.
+"""The parameters of a request: OpenAI's and the relay's. Each is used or refused by name.
 
-Owns names, types and ranges, and the errors that OpenAI's clients understand. What an answer looks like is
-`responses.py`'s business.
+Owns names, types and ranges, and errors in the form that OpenAI's clients understand. Answers are in `responses.py`.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MIN_BIAS = -100.0
-"""The end of the dial at which nothing is called; at the other end a call begins wherever it can."""
+"""The lowest `call_bias`, at which the student never calls. At the highest, a call begins wherever it can."""
 
 NEUTRAL: dict[str, tuple] = {
     "audio": (),
@@ -40,20 +39,20 @@ NEUTRAL: dict[str, tuple] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""Parameters that are not supported: the values that ask for nothing, beside null. Any other value is refused."""
+"""Unsupported parameters and the values that ask for nothing, beside null. Any other value is refused."""
 
 LABELS = ("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user")
-"""Parameters that by OpenAI's word change no answer."""
+"""Parameters that do not change an answer in OpenAI's API."""
 
 
 class ApiError(Exception):
-    """A request that gets no answer, as OpenAI's API says it.
+    """An error reply in OpenAI's form.
 
     Args:
-        status (`int`): of HTTP.
-        message (`str`): for whoever asked.
-        param (`str`, *optional*): the parameter at fault.
-        code (`str`, *optional*): for programs.
+        status (`int`): HTTP status.
+        message (`str`): for the client.
+        param (`str`, *optional*): the parameter that is wrong.
+        code (`str`, *optional*): a code for programs.
         retry_after_s (`int`, *optional*): when to try again.
     """
 
@@ -73,7 +72,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """Its JSON."""
+        """The error as JSON."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -84,14 +83,14 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """Of a streamed answer. Obfuscation is padding that would be put into the chunks; there is none."""
+    """Options of a streamed answer. Obfuscation would add padding to the chunks; there is none here."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
 class Request(_Strict):
-    """What chat and completions have in common. `None` leaves a value to the server."""
+    """What chat and completions share. `None` takes the server's value."""
 
     model: str
     n: int = Field(1, ge=1, le=MAX_CHOICES)
@@ -142,7 +141,7 @@ class _TextPart(_Strict):
 
 
 class Message(_Strict):
-    """A turn of a conversation. Text is all that it can be."""
+    """A turn of a conversation, text only."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str
@@ -212,7 +211,7 @@ def parse(body: Any, kind: type[AnyRequest]) -> AnyRequest:
         kind (`type`): [`ChatRequest`] or [`CompletionRequest`].
 
     Raises:
-        ApiError: 400, naming the parameter.
+        ApiError: 400, with the name of the parameter.
     """
     if not isinstance(body, dict):
         raise ApiError(400, f"The body must be a JSON object, not {type(body).__name__}.", code="invalid_json")
@@ -236,7 +235,7 @@ def _is_same(given: Any, neutral: Any) -> bool:
 
 def _refusal(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_context=False)[0]
-    # A union names the branch that did not fit, which is no part of the request.
+    # For a union, pydantic adds the name of the branch, which is not part of the request.
     path = [str(part) for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
     param = ".".join(path) or None
     if first["type"] == "extra_forbidden":

@@ -1,6 +1,6 @@
-"""What a reader gets of a rollout while it is being written: no commands, nothing behind a stop string, who wrote what.
+"""Turns a rollout into what a client sees while it is written: without commands, up to a stop string, with authors.
 
-Owns what is held back and for how long. It is the listener of a relay; how its deltas travel is the server's business.
+Owns which text is held back and for how long. It is the listener of a relay; `stream.py` sends its deltas.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ class Delta:
 
     Args:
         author ([`Author`]): who wrote it.
-        text (`str`): as the reader gets it; empty where only tokens are to be counted, as those of a hidden command.
-        tokens (`int`): that its author wrote since the last piece. All deltas together count every token once.
+        text (`str`): as the client gets it; empty if only tokens are counted, such as those of a hidden command.
+        tokens (`int`): tokens of the author since the last piece. All deltas together count every token once.
     """
 
     author: Author
@@ -27,18 +27,18 @@ class Delta:
 
 @dataclass
 class Reader:
-    """Reads along in a rollout.
+    """Listens to a rollout.
 
     Args:
         syntax ([`CallSyntax`]): of the commands.
         stop (`tuple[str, ...]`): the answer ends before the first of these.
         shows_commands (`bool`, defaults to `False`): whether commands stay in the text.
-        on_delta (`Callable[[Delta], None]`, *optional*): told of every piece as soon as it is certain.
+        on_delta (`Callable[[Delta], None]`, *optional*): gets every piece as soon as it is certain.
         on_stop (`Callable[[], object]`, *optional*): called once when a stop string is complete.
 
     Attributes:
-        spans (`list[Delta]`): the answer so far, one entry for each run of one author.
-        is_stopped (`bool`): whether a stop string was met.
+        spans (`list[Delta]`): the answer so far, one entry for each stretch of one author.
+        is_stopped (`bool`): whether a stop string was found.
     """
 
     syntax: CallSyntax
@@ -51,7 +51,7 @@ class Reader:
     _author: Author = Author.STUDENT
     _command: str = ""  # text that may become a command
     _held: list[Delta] = field(default_factory=list)  # text that may become a stop string
-    _uncounted: int = 0  # tokens of `_author` that no delta has told of
+    _uncounted: int = 0  # tokens of `_author` that are in no delta yet
 
     @property
     def text(self) -> str:
@@ -59,7 +59,7 @@ class Reader:
         return "".join(span.text for span in self.spans)
 
     def tokens_of(self, author: Author) -> int:
-        """Tokens that `author` wrote, as far as they were told."""
+        """Tokens of `author` so far."""
         return sum(span.tokens for span in self.spans if span.author is author)
 
     def __call__(self, author: Author, text: str, tokens: int):
@@ -77,7 +77,7 @@ class Reader:
             self._pass(text)
 
     def close(self):
-        """The rollout has ended: gives out what was held back, for it has become nothing."""
+        """Call it at the end of the rollout: emits the text that was held back, because it is no command and no stop string."""
         if not self.is_stopped:
             self._end_run()
         held, self._held = self._held, []
@@ -128,7 +128,7 @@ class Reader:
                     self._emit(Delta(piece.author, whole, 0))
                 self._held.append(Delta(piece.author, rest, piece.tokens))
         if self.is_stopped:
-            # What lies behind the stop is not given out, its tokens are counted all the same.
+            # Text after the stop string is not emitted, but its tokens are counted.
             self._held = [Delta(piece.author, "", piece.tokens) for piece in self._held if piece.tokens]
             if self.on_stop is not None:
                 self.on_stop()

@@ -1,6 +1,6 @@
-"""What an answer looks like: OpenAI's objects, whole or in chunks, with who wrote what in an extension field, `relay`.
+"""The form of an answer: OpenAI's objects, whole or in chunks, with the authors in an additional field `relay`.
 
-Owns names and shapes that go over the wire; docs/serving.md describes them.
+Owns the names and shapes of what is sent; docs/serving.md describes them.
 """
 
 import json
@@ -68,21 +68,21 @@ class Form:
         return event(self._object(name, [choice], **({"usage": None} if self.has_usage else {})))
 
     def opening(self, choices: int) -> str:
-        """What a stream begins with."""
+        """The beginning of a stream."""
         if self.kind == "text":
             return ""
         return "".join(self._chunk(index, "", None, role="assistant") for index in range(choices))
 
     def piece(self, index: int, delta: Delta) -> str:
-        """A piece of the `index`-th answer."""
+        """A piece of answer number `index`."""
         return self._chunk(index, delta.text, {"author": delta.author, "tokens": delta.tokens})
 
     def ending(self, index: int, answer: Answer) -> str:
-        """The last chunk of the `index`-th answer."""
+        """The last chunk of answer number `index`."""
         return self._chunk(index, None, _outcome(answer), answer.finish_reason)
 
     def closing(self, answers: list[Answer], prompt_tokens: int) -> str:
-        """What a stream ends with."""
+        """The end of a stream."""
         name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
         last = event(self._object(name, [], usage=usage(answers, prompt_tokens))) if self.has_usage else ""
         return last + "data: [DONE]\n\n"
@@ -94,7 +94,7 @@ def event(data: dict[str, Any]) -> str:
 
 
 def refusal(error: ApiError) -> Response:
-    """The reply to a request that gets no answer."""
+    """The reply to a request that is refused."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -104,7 +104,7 @@ def refusal(error: ApiError) -> Response:
 
 
 def usage(answers: list[Answer], prompt_tokens: int) -> dict[str, Any]:
-    """What all answers to a request took. `prompt_tokens` counts the prompt once; what each model read is over all turns."""
+    """The usage of all answers to a request. `prompt_tokens` counts the prompt once; read tokens count every turn."""
     student = sum(answer.student_tokens for answer in answers)
     teacher = sum(answer.teacher_tokens for answer in answers)
     return {

@@ -1,6 +1,6 @@
-"""`relay-trl serve`: loads a pair, listens, and leaves when it is told to.
+"""`relay-trl serve`: loads a pair and serves it until it gets a signal to stop.
 
-Owns the process: options, the socket, the signals. What is served is `app.py`'s business.
+Owns the process: options, the socket, the signals. The routes are in `app.py`.
 """
 
 import logging
@@ -12,12 +12,12 @@ from ..launch import end_in_order
 from .config import ServingConfig
 
 KEEP_ALIVE_S = 75
-"""An idle connection is left open for longer than clients keep theirs (httpx: 5 s, uvicorn's own default as well): one that is
-closed just as a request comes over it costs that request."""
+"""Idle connections stay open for longer than clients keep them (httpx 5 s, which is uvicorn's default too). Otherwise the server
+could close a connection just as a request arrives on it."""
 
 
 def serve(args: list[str] | None = None):
-    """Serves a pair until it is told to stop.
+    """Serves a pair until it gets a signal to stop.
 
     Args:
         args (`list[str]`, *optional*): options of [`ServingConfig`] and `--config file.yaml`; `None`: the command line's.
@@ -46,7 +46,7 @@ def run_server(config: ServingConfig):
     for name in ("httpx", "httpx2", "openai"):  # they would log every request to a teacher
         logging.getLogger(name).setLevel(logging.WARNING)
     keys, prices = config.keys(), load_prices(config.costs)
-    with _listen(config.host, config.port) as listener:  # before models are loaded: a port in use is known at once
+    with _listen(config.host, config.port) as listener:  # first, so that a used port is noticed at once
         pair = config.load()
         server = RelayServer(pair, config.model_name, keys, config.limits(), prices)
         port = listener.getsockname()[1]

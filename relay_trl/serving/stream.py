@@ -1,7 +1,7 @@
 """A streamed answer as server-sent events.
 
-Owns the order of events, what a client that hangs up or stops reading brings about, and errors before and behind the
-first token. The events' shape is `responses.py`'s business.
+Owns the order of events, what happens when a client hangs up or stops reading, and errors before and after the first token.
+The shape of the events is in `responses.py`.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from .responses import Form, event, refusal
 logger = logging.getLogger(__name__)
 
 _SIGN_OF_LIFE_S = 15.0
-"""After so many seconds without text a comment is sent, so that no proxy takes the connection for dead."""
+"""After so many seconds without text a comment is sent, so that no proxy closes the connection."""
 
 
 class EventStream(Response):
-    """The answers to one request, sent while they are being written.
+    """The answers to one request, sent while they are written.
 
     Args:
         pair ([`Pair`]).
@@ -51,7 +51,7 @@ class EventStream(Response):
         questions: list[Question],
         form: Form,
     ):
-        # A proxy that gathers the events before it passes them on would undo the streaming.
+        # Tells proxies not to collect events before they pass them on.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.on_end: Callable[[int], None] = lambda status: None
@@ -79,7 +79,7 @@ class EventStream(Response):
             error = refused
         except EngineError as failure:
             error = student_failed(failure)
-        except (OSError, ClientDisconnect):  # a client that takes nothing raises TimeoutError, which is an OSError
+        except (OSError, ClientDisconnect):  # a client that does not read raises TimeoutError, which is an OSError
             raise
         except Exception:
             logger.exception("A streamed answer failed.")
@@ -144,13 +144,13 @@ class EventStream(Response):
 
 
 def student_failed(error: BaseException) -> ApiError:
-    """What a client is told of a student that failed; the log says more."""
+    """The error that a client gets when the student failed; the log has more."""
     logger.error("The student failed: %s", error)
     return ApiError(503, "The student cannot answer now.", code="student_unavailable", retry_after_s=5)
 
 
 def _joined(pieces: list[tuple[int, Delta]]) -> list[tuple[int, Delta]]:
-    """Pieces of one author that wait together go out together."""
+    """The pieces, with consecutive ones of one author joined."""
     joined: list[tuple[int, Delta]] = []
     for index, delta in pieces:
         if joined and joined[-1][0] == index and joined[-1][1].author is delta.author:

@@ -1,1 +1,1 @@
-"""`relay-trl watch`: the rollouts and curves of a training in a browser, while it runs, or as one file to keep."""
+"""`relay-trl watch`: the rollouts and curves of a training, live in a browser or as one file."""

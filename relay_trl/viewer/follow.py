@@ -1,6 +1,6 @@
-"""A run as the viewer holds it: its newest rollouts and its figures, kept up with the files.
+"""Follows a run for the viewer: its newest rollouts and its figures, read from the files.
 
-Owns what is held in memory and in which pieces a page gets it. The files are `rollout_files.py`'s.
+Owns what is kept in memory and in which parts a page gets it. `rollout_files.py` owns the files.
 """
 
 import threading
@@ -9,16 +9,16 @@ from typing import Any
 
 from ..rollout_files import RolloutReader
 
-FIRST = 60  # groups of the first answer: enough for a screen, so that it is there at once
+FIRST = 60  # groups of the first answer: enough for a screen, few enough to be quick
 MOST = 400  # groups of any other answer
 
 
 class FollowedRun:
-    """Follows a run; safe to ask from several threads.
+    """Follows a run. Can be used from several threads.
 
     Args:
         run (`str` or `Path`): the training's output folder.
-        max_rollouts (`int`, defaults to `10000`): the newest that are held.
+        max_rollouts (`int`, defaults to `10000`): the newest rollouts to keep.
 
     Raises:
         FileNotFoundError: the folder has no rollouts.
@@ -27,7 +27,7 @@ class FollowedRun:
     def __init__(self, run: str | Path, max_rollouts: int = 10_000):
         self.name = Path(run).resolve().name
         self.max_rollouts = max_rollouts
-        self.epoch = 0  # goes up when what a page has is of no use any more
+        self.epoch = 0  # goes up when a page must drop everything it has
         self.groups: list[dict] = []
         self.figures: list[dict] = []
         self._reader = RolloutReader(run)
@@ -53,9 +53,9 @@ class FollowedRun:
         del self.groups[:surplus]
 
     def updates(self, epoch: int, after: int, figures: int) -> dict[str, Any]:
-        """What a page that has the groups up to id `after` and so many figures, of `epoch`, does not have yet.
+        """The groups after id `after` and the figures after the first `figures`, for a page of `epoch`.
 
-        To a page of another epoch, or without any group, it gives the newest and leaves the others to [`~FollowedRun.older`].
+        A page of another epoch, or without groups, gets the newest groups; [`~FollowedRun.older`] has the others.
         """
         with self._lock:
             self.poll()
@@ -71,14 +71,14 @@ class FollowedRun:
             }
 
     def older(self, before: int) -> list[dict]:
-        """The groups before id `before`, the newest of them, oldest first."""
+        """The newest groups before id `before`, oldest first."""
         with self._lock:
             first = self.groups[0]["id"] if self.groups else 0
             end = max(0, min(before - first, len(self.groups)))
             return self.groups[max(0, end - MOST) : end]
 
     def everything(self) -> dict[str, Any]:
-        """All that is held, for a page that stands alone."""
+        """Everything that is kept, for a page without a server."""
         with self._lock:
             self.poll()
             run = {**self._reader.run, "folder": self.name}

@@ -1,6 +1,6 @@
-"""The viewer's server: the page, and what is new in the files of a run.
+"""The viewer's server: the page, and new rollouts of a run.
 
-Owns the routes. Only this machine is let in by default, and only under its own name: a page of another site that knows
+Owns the routes. By default only this machine has access, and only under its own name, so that a page of another site that knows
 the port gets nothing.
 """
 
@@ -25,7 +25,7 @@ def watch_app(run: FollowedRun, hosts: list[str] = LOCAL) -> Starlette:  # noqa:
 
     Args:
         run ([`FollowedRun`]).
-        hosts (`list[str]`): names under which it may be asked; `["*"]` are all.
+        hosts (`list[str]`): accepted host names; `["*"]` accepts all.
     """
     page = render_watch_page(run.name)
 

@@ -1,6 +1,6 @@
 """`relay-trl watch RUN`: shows a training's rollouts and curves in a browser, or writes them into one file.
 
-Owns the command line. What is shown is `watch_page.py`'s business, what is held `follow.py`'s.
+Owns the command line. `watch_page.py` makes the page, `follow.py` reads the run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 
 def watch(args: list[str] | None = None):
-    """Serves the viewer until it is told to stop, or writes its page.
+    """Serves the viewer until it gets a signal to stop, or writes its page.
 
     Args:
         args (`list[str]`, *optional*): `None`: the command line's.

@@ -1,7 +1,7 @@
-"""The viewer's page: one HTML text with its style and script, which asks a server for a run or brings it along.
+"""The viewer's page: one HTML text with style and script, which contains a run or asks a server for it.
 
-Owns how data and code get into it. Whatever a model wrote reaches it as JSON and is shown as text only, and the
-page's content security policy lets no script run but its own.
+Owns how data and code get into it. Text of a model gets there as JSON and is shown as text only, and the page's content
+security policy allows only its own script.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ def render_watch_page(title: str, data: dict[str, Any] | None = None) -> str:
 
     Args:
         title (`str`).
-        data (`dict`, *optional*): of [`FollowedRun.everything`], for a page that stands alone; `None` asks the server.
+        data (`dict`, *optional*): from [`FollowedRun.everything`], for a page without a server; `None` asks the server.
     """
     script = read_texts(ROLLOUT_SCRIPT, _HERE / "charts.js", _HERE / "watch.js")
     environment = Environment(
