@@ -4,17 +4,19 @@ python recipes/build_warmup.py --config recipes/configs/arithmetic/build_warmup.
 """
 
 import asyncio
+from dataclasses import replace
 
 from tqdm import tqdm
 
 from relay_trl.cli import RecipeParser, run
 from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_overlong
-from relay_trl.data.warmup import WarmupConfig, warmup_rows
+from relay_trl.data.warmup import WarmupConfig, warmup_rows, write_warmup
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import close_engines, load_engine
 from relay_trl.prompts import PromptBuilder
-from relay_trl.run_files import ResumableRows, write_jsonl
+from relay_trl.relay_config import load_record
+from relay_trl.run_files import ResumableRows, read_shards
 from relay_trl.training.call_tokens import add_call_tokens
 from relay_trl.vocabulary import Vocabulary
 
@@ -31,6 +33,9 @@ def main():
     if student.vocabulary is None:
         raise ValueError(f"{student.name} gives text only, but a student's tokens are needed; set student_tokenizer.")
     tokenizer = student.vocabulary.tokenizer
+    is_caller = set(tokenizer.get_added_vocab()) >= {config.open_tag, config.close_tag} or (
+        not is_url and load_record(config.student) is not None
+    )
     if config.add_call_tokens:
         add_call_tokens(tokenizer, config.syntax)
         student.vocabulary = Vocabulary(tokenizer, student.vocabulary.eos_ids)
@@ -38,33 +43,34 @@ def main():
     lengths = [len(builder.student_ids(row["prompt"])) for row in rows]
     rows = drop_overlong(rows, lengths, config.max_prompt_length, data.dataset, config.skip_long_prompts)
 
-    async def make(answers: ResumableRows):
-        total = len(rows) * config.samples
+    teacher = None
+    if config.calls == "searched":
+        teacher = load_engine(config.teacher, **config.teacher_options())
+        builder = replace(builder, teacher=teacher)
+
+    async def make(answers: ResumableRows, total: int):
         try:
             with tqdm(total=total, initial=len(answers), desc="answers", unit="answer") as bar:
-                async for number, row in warmup_rows(rows, student, builder, config, answers, config.max_in_flight):
-                    answers.add(number, row)
+                async for number, entry in warmup_rows(rows, student, builder, config, answers, teacher, is_caller):
+                    answers.add(number, entry)
                     bar.update()
         finally:
-            await close_engines(student)
+            await close_engines(student, teacher)
 
-    # A run that is killed goes on from this file; it is taken away when the rows are written, in order.
-    with ResumableRows(f"{config.output}.progress", config.settings(rows)) as answers:
+    # A run that is killed goes on from these files; they are taken away when the rows are written, in order.
+    total, settings = len(rows) * config.samples, config.settings(rows)
+    paths = [config.progress_path(shard) for shard in range(config.num_shards)]
+    with ResumableRows(paths[config.shard], settings) as answers:
         if len(answers):
             print(f"{answers.path} has {len(answers)} answers of an earlier run, which are kept.")
-        asyncio.run(make(answers))
-        calls = [row["calls"] for _, row in answers.in_order() if row is not None]
-        if calls:
-            write_jsonl((row for _, row in answers.in_order() if row is not None), config.output)
-    answers.path.unlink()
-    if not calls:
-        raise ValueError(
-            f"None of the {len(answers)} answers ended within max_completion_length={config.max_completion_length}; raise it."
-        )
-    print(
-        f"{len(calls)} rows with {sum(calls)} calls ({sum(calls) / len(calls):.2f} a row) in {config.output}; "
-        f"{len(answers) - len(calls)} answers did not end and were left out."
-    )
+        asyncio.run(make(answers, len(range(config.shard, total, config.num_shards))))
+    entries, missing = read_shards(paths, settings, total)
+    if missing:
+        print(f"Shard {config.shard} is done. No rows yet: answers are missing in the shards {', '.join(missing)}.")
+        return
+    for path in paths:
+        path.unlink()
+    print(write_warmup(entries, config))
 
 
 if __name__ == "__main__":

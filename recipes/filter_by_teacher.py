@@ -20,7 +20,7 @@ from relay_trl.grading.grader import Grader
 from relay_trl.hub.dataset_card import read_rows, write_dataset_card
 from relay_trl.hub.upload import push
 from relay_trl.prompts import PromptBuilder
-from relay_trl.run_files import ResumableRows, write_jsonl
+from relay_trl.run_files import ResumableRows, read_shards, write_jsonl
 
 
 def main():
@@ -40,15 +40,8 @@ def main():
             else:
                 print(f"{rates.path} has all rates of this shard already.")
 
-    found, missing = {}, []
-    for shard in range(config.num_shards):
-        expected = len(range(shard, len(rows), config.num_shards))
-        if config.rates_path(shard).exists():
-            with ResumableRows(config.rates_path(shard), settings, is_read_only=True) as rates:
-                found |= dict(rates.in_order())
-                expected -= len(rates)
-        if expected:
-            missing.append(f"{shard} ({expected} problems)")
+    paths = [config.rates_path(shard) for shard in range(config.num_shards)]
+    found, missing = read_shards(paths, settings, len(rows))
     if missing:
         print(f"Shard {config.shard} is done. No dataset yet: rates are missing in the shards {', '.join(missing)}.")
         return

@@ -99,7 +99,8 @@ async def relay(
         config ([`RelayRules`]).
         seed (`int`, *optional*): fixes the sampling of both models for this rollout.
         listener ([`Listener`], *optional*): gets every text while it is written.
-        trace ([`Trace`], *optional*): an empty trace to fill. A caller that cancels the rollout can read it.
+        trace ([`Trace`], *optional*): an empty trace to fill, or one to go on with. A caller that cancels
+            the rollout can read it.
 
     Returns:
         [`Trace`]: the finished rollout.

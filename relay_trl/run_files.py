@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,25 @@ class ResumableRows:
 
     def __exit__(self, *exception):
         self.close()
+
+
+def read_shards(paths: Sequence[Path], settings: dict, total: int) -> tuple[dict[int, Any], list[str]]:
+    """What all shards of a run have made; the shard k of K makes every K-th row, from k on.
+
+    Returns:
+        `tuple[dict[int, Any], list[str]]`: the rows by number, and a word on each shard that lacks some.
+    """
+    found: dict[int, Any] = {}
+    missing = []
+    for shard, path in enumerate(paths):
+        expected = len(range(shard, total, len(paths)))
+        if path.exists():
+            with ResumableRows(path, settings, is_read_only=True) as rows:
+                found |= dict(rows.in_order())
+                expected -= len(rows)
+        if expected:
+            missing.append(f"{shard} ({expected} problems)")
+    return found, missing
 
 
 def write_atomically(path: Path, text: str) -> Path:

@@ -3,6 +3,8 @@
 Owns the difference between two vocabularies. `relay.py` decides when the teacher is asked, and for how many tokens.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from .engines.base import Context, Engine, EngineError, FinishReason, Generation
@@ -65,3 +67,40 @@ def teacher_ids(
 def is_ids(context: Context | None) -> TypeGuard[list[int]]:
     """Whether a context is token ids rather than a text or chat messages."""
     return isinstance(context, list) and (not context or isinstance(context[0], int))
+
+
+def aligned(
+    ids: Sequence[int],
+    vocabulary: Vocabulary,
+    their_ids: Sequence[int],
+    their_scores: Sequence[float],
+    theirs: Vocabulary,
+) -> list[float]:
+    """Scores of one vocabulary's tokens on those of another that spell the same text: the lowest that each overlaps.
+
+    Args:
+        ids (`Sequence[int]`, shape (T,)), vocabulary ([`Vocabulary`]): whose tokens are asked about.
+        their_ids, their_scores (`Sequence`, shape (S,)), theirs ([`Vocabulary`]): who has scored them.
+    """
+    scores, k = [], 0
+    spans = _spans(their_ids, theirs)
+    for start, end in _spans(ids, vocabulary):
+        while k < len(spans) and spans[k][1] <= start:
+            k += 1
+        last = k
+        while last < len(spans) and spans[last][0] < end:
+            last += 1
+        scores.append(min(their_scores[k:last], default=1.0))
+    return scores
+
+
+def _spans(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[int, int]]:
+    """The first character of each token's text and the one behind its last."""
+    lengths = [len(vocabulary.decode([token])) for token in ids]
+    if "".join(vocabulary.decode([token]) for token in ids) != vocabulary.decode(
+        list(ids)
+    ):  # characters of several tokens
+        ends = [len(vocabulary.decode(list(ids[: k + 1])).rstrip("\ufffd")) for k in range(len(ids))]
+    else:
+        ends = list(itertools.accumulate(lengths))
+    return [(min(start, end), end) for start, end in zip([0, *ends][: len(ends)], ends, strict=True)]

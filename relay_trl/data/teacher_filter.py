@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Container
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..engines.base import Context, Engine, EngineError, FinishReason, Sampling
-from ..engines.in_flight import ask_all
+from ..engines.base import Context, Engine, FinishReason, Sampling
+from ..engines.in_flight import ask_past_failures
 from ..grading.grader import Grader
 from ..options import PromptFields, TeacherFields
 from ..redaction import redact
@@ -130,7 +130,7 @@ async def pass_rates(
     """
     sampling = Sampling(config.teacher_temperature, config.teacher_top_p)
 
-    async def ask(number: int) -> dict | EngineError:
+    async def ask(number: int) -> dict:
         context = contexts[number]
         if context is None:
             return {"correct": 0, "samples": config.samples, "cut": 0, "is_asked": False}
@@ -139,35 +139,20 @@ async def pass_rates(
             teacher.generate(context, config.max_completion_length, sampling=replace(sampling, seed=seed))
             for seed in seeds
         ]
-        answers = await asyncio.gather(*asks, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, EngineError):
-                return answer
-            if isinstance(answer, BaseException):
-                raise answer
-        texts = [answer.text for answer in answers if not isinstance(answer, BaseException)]
-        ended = [answer.finish is FinishReason.EOS for answer in answers if not isinstance(answer, BaseException)]
+        results = await asyncio.gather(*asks, return_exceptions=True)  # nobody is left behind by another's failure
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        answers = [result for result in results if not isinstance(result, BaseException)]
+        texts, ended = [answer.text for answer in answers], [answer.finish is FinishReason.EOS for answer in answers]
         verdicts = await asyncio.to_thread(grader.grade, texts, [golds[number]] * config.samples)
         correct = sum(is_right and has_ended for is_right, has_ended in zip(verdicts, ended, strict=True))
         return {"correct": correct, "samples": config.samples, "cut": ended.count(False), "is_asked": True}
 
     numbers = (n for n in range(config.shard, len(contexts), config.num_shards) if n not in done)
-    failures: list[int] = []
-    in_a_row, error = 0, None
-    async for number, outcome in ask_all(numbers, ask, config.max_in_flight):
-        if isinstance(outcome, EngineError):
-            failures.append(number)
-            in_a_row, error = in_a_row + 1, outcome
-            if in_a_row >= config.max_teacher_failures:
-                break
-        else:
-            in_a_row = 0
-            yield number, outcome
-    if failures:
-        raise EngineError(
-            f"The teacher failed at {len(failures)} problems, the last time with: {error} Rates so far are kept; run again to "
-            "ask the others."
-        )
+    what = "The teacher failed at {} problems"
+    async for number, rate in ask_past_failures(numbers, ask, config.max_in_flight, config.max_teacher_failures, what):
+        yield number, rate
 
 
 def choose(rows: list[dict], rates: dict[int, dict], config: FilterConfig) -> list[dict]:

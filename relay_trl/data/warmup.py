@@ -1,33 +1,44 @@
-"""Warm-up data: the student's own answers with calls put in at random tokens (paper, section 3.2).
+"""Warm-up data: the student's own answers with calls in them, from which it learns to call.
 
-Owns where a call may stand and what it asks for. Because the text is the student's own, its distribution does not shift. What
-follows a call is the student's own continuation, so the warm-up teaches the syntax and not when a call pays.
+Owns the options and the rows. Where calls stand and what they ask for is the business of `random_calls.py` (the paper's, section
+3.2) and `searched_calls.py`.
 """
 
 import random
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Container
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 
-from ..call_syntax import CallSyntax, tokens_until
+from ..call_bias import NEVER
 from ..engines.base import Engine, Sampling
-from ..engines.in_flight import ask_all
+from ..engines.in_flight import ask_past_failures
+from ..grading.grader import Grader
 from ..options import PromptFields
 from ..prompts import PromptBuilder
 from ..redaction import redact
 from ..relay import RelayRules, relay
-from ..run_files import fingerprint, fingerprint_rows
-from ..trace import StopReason, Trace
+from ..run_files import fingerprint, fingerprint_rows, write_jsonl
+from ..trace import Author, Span, StopReason, Trace
 from ..vocabulary import Vocabulary
+from .random_calls import command_ids, insert_calls
+from .searched_calls import CallSearch, SearchFields
+
+CALLS = ("random", "searched")
+
+_ASKING = ("teacher_backend", "teacher_timeout_s", "teacher_retries", "teacher_concurrency", "max_teacher_failures")
+"""How a teacher is asked, which changes no answer."""
 
 
 @dataclass
-class WarmupConfig(PromptFields):
-    """How the warm-up data are made.
+class WarmupConfig(PromptFields, SearchFields):
+    """How the warm-up data are made; what a search goes by: [`~relay_trl.data.searched_calls.SearchFields`].
 
     Args:
         student (`str`): folder or Hub id of the model whose answers are used.
         output (`str`): the `.jsonl` file to write.
+        calls (`str`, defaults to `"random"`): where calls stand: `random`, the paper's, or `searched`, which asks `teacher`.
         student_backend (`str`, defaults to `"auto"`): `auto`, `transformers`, `vllm` or `openai`.
         student_tokenizer, student_model (`str`, *optional*): of a student behind a URL, see
             [`~relay_trl.engines.loading.load_engine`].
@@ -41,13 +52,17 @@ class WarmupConfig(PromptFields):
             instead; the paper has none. Long answers of many steps hold few calls that random lengths fit.
         step_start_share (`float`, defaults to `0.0`): share of calls that stand where a step begins; the others, and all of
             the paper's, may stand at any token.
-        step_end (`str`, *optional*): regular expression of what ends a step, itself part of it, such as `;` or `\\n`.
+        called_share (`float`, *optional*): share of the rows that have calls, for which others are left out by lot; `None`
+            keeps all rows.
+        shard (`int`, defaults to `0`), num_shards (`int`, defaults to `1`): this process makes every `num_shards`-th answer,
+            the `shard`-th first; whichever process ends last writes the rows.
         add_call_tokens (`bool`, defaults to `False`): write the tags as added special tokens.
         seed (`int`, defaults to `42`).
     """
 
     student: str = field(default="", metadata={"help": "Folder or Hub id of the student."})
     output: str = field(default="", metadata={"help": "The .jsonl file to write."})
+    calls: str = field(default="random", metadata={"help": "random (the paper's) or searched."})
     student_backend: str = field(default="auto", metadata={"help": "auto, transformers, vllm or openai."})
     student_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of a student behind a URL."})
     student_model: str | None = field(default=None, metadata={"help": "The student's name on its server."})
@@ -62,7 +77,9 @@ class WarmupConfig(PromptFields):
     num_orders: int = field(default=4, metadata={"help": "n is a digit times 10^0 .. 10^(num_orders - 1)."})
     step_share: float = field(default=0.0, metadata={"help": "Share of calls that reach to the end of their step."})
     step_start_share: float = field(default=0.0, metadata={"help": "Share of calls that stand where a step begins."})
-    step_end: str | None = field(default=None, metadata={"help": "Regular expression of what ends a step."})
+    called_share: float | None = field(default=None, metadata={"help": "Share of rows with calls (default: as found)."})
+    shard: int = field(default=0, metadata={"help": "Which share of the answers this process makes."})
+    num_shards: int = field(default=1, metadata={"help": "How many processes share the answers."})
     add_call_tokens: bool = field(default=False, metadata={"help": "Write the tags as added special tokens."})
     chat_template_kwargs: dict | None = field(default=None, metadata={"help": "Passed to the chat template."})
     seed: int = field(default=42, metadata={"help": "Fixes answers and calls."})
@@ -73,7 +90,7 @@ class WarmupConfig(PromptFields):
         for name in ("student", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; there is no default for it.")
-        for name in ("samples", "max_completion_length", "num_orders", "max_in_flight"):
+        for name in ("samples", "max_completion_length", "num_orders", "max_in_flight", "num_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.call_weights or min(self.call_weights) < 0 or sum(self.call_weights) <= 0:
@@ -84,117 +101,37 @@ class WarmupConfig(PromptFields):
                 raise ValueError(f"{name} is {share}; it is a share between 0 and 1.")
             if share and not self.step_end:
                 raise ValueError(f"{name} is {share}, but step_end is not set; say what ends a step, as ';'.")
+        if self.calls not in CALLS:
+            raise ValueError(f"calls is {self.calls!r}; it must be one of {', '.join(CALLS)}.")
+        if self.calls == "searched":
+            self.check_search()
+        if self.called_share is not None and not 0 < self.called_share < 1:
+            raise ValueError(f"called_share is {self.called_share}; it is a share between 0 and 1, both left out.")
+        if not 0 <= self.shard < self.num_shards:
+            raise ValueError(
+                f"shard is {self.shard}; with num_shards {self.num_shards} it must be 0 to {self.num_shards - 1}."
+            )
         try:
             re.compile(self.step_end or "")
         except re.error as error:
             raise ValueError(f"step_end is {self.step_end!r}, which is no regular expression: {error}.") from error
 
+    def answer_seed(self, number: int) -> int:
+        """The seed of an answer."""
+        return self.seed * 1_000_003 + number
+
     def settings(self, rows: list[dict]) -> dict:
         """What the answers to `rows` depend on."""
-        elsewhere = {"output", "max_in_flight", "student_backend"}
-        kept = {name: value for name, value in asdict(self).items() if name not in elsewhere}
-        return redact({**kept, "student_weights": fingerprint(self.student), "problems": fingerprint_rows(rows)})
+        elsewhere = {*("output", "max_in_flight", "student_backend", "shard", "called_share"), *_ASKING}
+        searched = {f.name for f in fields(SearchFields)} - {"step_end"} if self.calls == "random" else set()
+        kept = {name: value for name, value in asdict(self).items() if name not in elsewhere | searched}
+        weights = {"student_weights": fingerprint(self.student), "teacher_weights": fingerprint(self.teacher or "")}
+        return redact({**kept, **weights, "problems": fingerprint_rows(rows)})
 
-
-def call_spots_end(text: str, marker: str | None) -> tuple[int, list[tuple[int, int]]]:
-    """Where calls may stand in an answer: before its final answer and not inside a box.
-
-    Args:
-        text (`str`): the answer.
-        marker (`str`, *optional*): what precedes the final answer; `None`: it is the last `\\boxed{}`.
-
-    Returns:
-        `tuple[int, list[tuple[int, int]]]`: the last character position, and the (start, end) of boxes to stay out of.
-    """
-    if marker is not None:
-        at = text.rfind(marker)
-        return (len(text) if at < 0 else at), []
-    boxes = []
-    for match in re.finditer(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*", text):  # as the grader finds them
-        end = match.end()
-        if text[end : end + 1] == "{":
-            depth = 0
-            while end < len(text):
-                depth += {"{": 1, "}": -1}.get(text[end], 0)
-                end += 2 if text[end] == "\\" else 1
-                if depth == 0:
-                    break
-        else:
-            while end < len(text) and not text[end].isspace() and text[end] not in "{}$\\":
-                end += 1
-        boxes.append((match.start(), end))
-    return (boxes[-1][0] if boxes else len(text)), boxes
-
-
-def command_ids(n: int, vocabulary: Vocabulary, syntax: CallSyntax) -> list[int]:
-    """The tokens of the command that asks for `n` tokens.
-
-    Raises:
-        ValueError: the vocabulary has no tokens for the tags.
-    """
-    added = vocabulary.tokenizer.get_added_vocab()
-    if syntax.open_tag in added and syntax.close_tag in added:
-        ids = [added[syntax.open_tag], *vocabulary.encode(str(n)), added[syntax.close_tag]]
-    else:
-        ids = vocabulary.encode(syntax.render(n))
-    if vocabulary.decode(ids) != syntax.render(n):
-        raise ValueError(
-            f"The student's vocabulary has no tokens that spell {syntax.render(n)!r}; set add_call_tokens, or choose "
-            "tags and digits that it has."
-        )
-    return ids
-
-
-def insert_calls(
-    ids: list[int],
-    vocabulary: Vocabulary,
-    syntax: CallSyntax,
-    rng: random.Random,
-    num_calls: int,
-    num_orders: int = 4,
-    marker: str | None = None,
-    step_share: float = 0.0,
-    step_end: str | None = None,
-    step_start_share: float = 0.0,
-) -> list[int]:
-    """`ids` with up to `num_calls` commands put in between tokens; the tokens themselves stay as sampled.
-
-    Fewer are put in where the answer has no room for them: before the final answer, outside boxes and the student's own
-    commands, between whole characters, and not twice in one place.
-    """
-    text = vocabulary.decode(ids)
-    end, closed = call_spots_end(text, marker)
-    closed += [(command.start, command.end) for command in syntax.find(text)]
-    step_ends = _step_ends(ids, text, vocabulary, step_end)
-    spots: set[int] = set()
-    for _ in range(20 * num_calls):
-        if len(spots) == num_calls:
-            break
-        if step_start_share and rng.random() < step_start_share:
-            spot = rng.choice([0, *step_ends[:-1]])
-        else:
-            spot = rng.randrange(len(ids) + 1)
-        before = vocabulary.decode(ids[:spot])
-        at = len(before)
-        is_between_characters = before + vocabulary.decode(ids[spot:]) == text
-        if at <= end and is_between_characters and not any(a < at < b for a, b in closed):
-            spots.add(spot)
-    written: list[int] = []
-    for i in range(len(ids) + 1):
-        if i in spots:
-            if step_share and i < len(ids) and rng.random() < step_share:
-                n = next(end for end in step_ends if end > i) - i
-            else:
-                n = rng.randint(1, 9) * 10 ** rng.randrange(num_orders)
-            written += command_ids(n, vocabulary, syntax)
-        written += ids[i : i + 1]
-    return written
-
-
-def _step_ends(ids: list[int], text: str, vocabulary: Vocabulary, step_end: str | None) -> list[int]:
-    """How many of `ids` are written at the end of each step; the answer's end is the last one's."""
-    ends = [match.end() for match in re.finditer(step_end, text)] if step_end else []
-    return sorted({tokens_until(ids, text, end, vocabulary) for end in ends if 0 < end < len(text)} | {len(ids)})
+    def progress_path(self, shard: int) -> Path:
+        """The file with the answers of a shard, as far as they are made."""
+        name = "" if self.num_shards == 1 else f"-{shard:05d}-of-{self.num_shards:05d}"
+        return Path(f"{self.output}{name}.progress")
 
 
 async def warmup_rows(
@@ -203,64 +140,149 @@ async def warmup_rows(
     builder: PromptBuilder,
     config: WarmupConfig,
     done: Container[int] = (),
-    max_in_flight: int = 512,
-) -> AsyncIterator[tuple[int, dict | None]]:
+    teacher: Engine | None = None,
+    is_caller: bool = False,
+) -> AsyncIterator[tuple[int, dict]]:
     """Answers every problem and puts calls in. An answer and its calls depend on its number and the seed alone.
 
     Args:
         done (`Container[int]`): numbers of answers that are there already and are not asked for again.
-        max_in_flight (`int`, defaults to `512`): answers at a time; no more than these are in memory.
+        teacher ([`Engine`], *optional*): of searched calls.
+        is_caller (`bool`, defaults to `False`): whether the student has learnt to call; then its own calls are barred.
 
     Yields:
-        `tuple[int, dict | None]`, as answers are done: the number of the answer (row times `config.samples` plus sample), and
-        `prompt`, `completion` (text), `prompt_ids`, `completion_ids`, `answer` and `calls`, or `None` for an answer that did
-        not end within `config.max_completion_length`.
+        `tuple[int, dict]`, as answers are done: the number of the answer (row times `config.samples` plus sample), and a dict
+        with its `outcome` (`OUTCOMES`), `tries`, `teacher_written` and `teacher_read` (tokens), and `row`, `None` for an answer
+        that is left out. A row has `prompt`, `completion` (text), `prompt_ids`, `completion_ids`, `completion_mask` (1 for
+        what the student wrote and its calls, 0 for the teacher's tokens), `answer` and `calls`.
+
+    Raises:
+        EngineError: the teacher failed; what is done by then has been given.
     """
     rules = RelayRules(
         max_completion_tokens=config.max_completion_length,
         syntax=config.syntax,
         max_calls=0,
         student=Sampling(config.temperature, config.top_p),
+        call_bias=NEVER if is_caller else 0.0,
     )
     vocabulary = student.vocabulary
     if vocabulary is None:
         raise ValueError(f"The student {student.name!r} gives no token ids; warm-up data need a student that does.")
     command_ids(1, vocabulary, config.syntax)  # refuses a vocabulary without tags before anything is asked
+    mine = range(config.shard, len(rows) * config.samples, config.num_shards)
+    numbers = (number for number in mine if number not in done)
+    with Grader(config.answer_marker, config.grading_time_limit_s) as grader:
+        search = None
+        if config.calls == "searched":
+            if teacher is None:
+                raise ValueError("Searched calls need a teacher; give its engine.")
+            search_rules = replace(rules, teacher=Sampling(config.teacher_temperature, config.teacher_top_p))
+            search = CallSearch(student, teacher, search_rules, config, grader, is_caller)
 
-    async def answer(number: int) -> Trace:
-        prompt = builder.build(rows[number // config.samples]["prompt"])
-        return await relay(prompt, student, None, rules, seed=config.seed * 1_000_003 + number)
+        async def answer(number: int) -> dict:
+            row, seed = rows[number // config.samples], config.seed * 1_000_003 + number
+            prompt = builder.build(row["prompt"])
+            if search is None:
+                trace = await relay(prompt, student, None, rules, seed)
+                return _random_row(row, trace, vocabulary, config, random.Random(f"{config.seed}/{number}"))
+            found = await search.search(prompt, row["answer"], seed)
+            outcome = "unsolved" if found.trace is None else "own" if found.is_own else "helped"
+            made = None if found.trace is None else _row(row, found.trace, config)
+            counts = {
+                "tries": found.tries,
+                "teacher_written": found.teacher_written,
+                "teacher_read": found.teacher_read,
+            }
+            return {"outcome": outcome, **counts, "row": made}
 
-    numbers = (number for number in range(len(rows) * config.samples) if number not in done)
-    async for number, trace in ask_all(numbers, answer, max_in_flight):
-        if trace.stop is not StopReason.EOS:
-            yield number, None
-            continue
-        rng = random.Random(f"{config.seed}/{number}")
-        num_calls = rng.choices(range(len(config.call_weights)), config.call_weights)[0]
-        own = trace.completion_ids[:-1]
-        ids = insert_calls(
-            own,
-            vocabulary,
-            config.syntax,
-            rng,
-            num_calls,
-            config.num_orders,
-            config.answer_marker,
-            config.step_share,
-            config.step_end,
-            config.step_start_share,
+        what = "Answers failed for {} problems"
+        async for number, entry in ask_past_failures(
+            numbers, answer, config.max_in_flight, config.max_teacher_failures, what
+        ):
+            yield number, entry
+
+
+def _random_row(row: dict, trace: Trace, vocabulary: Vocabulary, config: WarmupConfig, rng: random.Random) -> dict:
+    entry = {"outcome": "cut", "tries": 0, "teacher_written": 0, "teacher_read": 0, "row": None}
+    if trace.stop is not StopReason.EOS:
+        return entry
+    num_calls = rng.choices(range(len(config.call_weights)), config.call_weights)[0]
+    ids = insert_calls(
+        trace.completion_ids[:-1],
+        vocabulary,
+        config.syntax,
+        rng,
+        num_calls,
+        config.num_orders,
+        config.answer_marker,
+        config.step_share,
+        config.step_end,
+        config.step_start_share,
+    )
+    text = vocabulary.decode(ids)
+    span = Span(Author.STUDENT, [*ids, trace.completion_ids[-1]], text)
+    return {**entry, "outcome": "random", "row": _row(row, Trace(trace.prompt_ids, [span]), config)}
+
+
+def _row(row: dict, trace: Trace, config: WarmupConfig) -> dict:
+    text = trace.text
+    return {
+        "prompt": row["prompt"],
+        "completion": text,
+        "prompt_ids": trace.prompt_ids,
+        "completion_ids": trace.completion_ids,
+        "completion_mask": trace.loss_mask,
+        "answer": row["answer"],
+        "calls": len(config.syntax.find(text)),
+    }
+
+
+def write_warmup(entries: dict[int, dict], config: WarmupConfig) -> str:
+    """Writes the rows of all answers to `config.output`, in order, and says what they are.
+
+    Args:
+        entries (`dict[int, dict]`): what [`warmup_rows`] gave, by number.
+
+    Raises:
+        ValueError: there is no row, or, of a search, none with a call.
+    """
+    outcomes, counts = Counter(), Counter()
+    called, plain = [], []
+    for number, entry in sorted(entries.items()):
+        outcomes[entry["outcome"]] += 1
+        counts.update({name: entry[name] for name in ("tries", "teacher_written", "teacher_read")})
+        if entry["row"] is not None:
+            (called if entry["row"]["calls"] else plain).append(number)
+    if outcomes["cut"] == len(entries):
+        raise ValueError(
+            f"None of the {len(entries)} answers ended within max_completion_length={config.max_completion_length}; raise it."
         )
-        text = vocabulary.decode(ids)
-        row = rows[number // config.samples]
-        yield (
-            number,
-            {
-                "prompt": row["prompt"],
-                "completion": text,
-                "prompt_ids": trace.prompt_ids,
-                "completion_ids": [*ids, trace.completion_ids[-1]],
-                "answer": row["answer"],
-                "calls": len(config.syntax.find(text)),
-            },
+    if config.calls == "searched" and not called:
+        raise ValueError(_nothing_found(outcomes, counts["tries"], config))
+    rng, share = random.Random(f"{config.seed}/rows"), config.called_share
+    if share is not None and called and plain:
+        fitting = round(len(plain) * share / (1 - share)), round(len(called) * (1 - share) / share)
+        called, plain = (rng.sample(k, min(len(k), n)) for k, n in zip((called, plain), fitting, strict=True))
+    write_jsonl((entries[number]["row"] for number in sorted([*called, *plain])), config.output)
+    said = f"{len(called) + len(plain)} rows in {config.output}, {len(called)} of them with calls. "
+    if config.calls == "random":
+        return f"{said}{outcomes['cut']} answers did not end and were left out."
+    return (
+        f"{said}The student was right alone in {outcomes['own']} of {len(entries)} problems, with help in "
+        f"{outcomes['helped']}, and in {outcomes['unsolved']} no help led to a right answer. {counts['tries']} tries; the "
+        f"teacher wrote {counts['teacher_written']} tokens and read {counts['teacher_read']}."
+    )
+
+
+def _nothing_found(outcomes: Counter, tries: int, config: WarmupConfig) -> str:
+    if not outcomes["unsolved"]:
+        return (
+            f"The student {config.student!r} was right by itself in all {outcomes['own']} problems, so there is no wrong answer "
+            "to learn from; give harder problems."
         )
+    return (
+        f"None of {outcomes['unsolved']} problems that the student got wrong came out right with help, in {tries} tries of up to "
+        f"{config.max_calls} calls; check that the teacher solves them and that answers are found (answer_marker, "
+        "max_completion_length), or raise tries or max_calls."
+    )

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from ..vocabulary import Vocabulary
 
@@ -135,12 +135,32 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoringEngine(Protocol):
+    """An engine that can also say how likely it finds a given text. Whoever needs it asks `isinstance` first."""
+
+    async def score(self, ids: list[int], start: int) -> list[float] | None:
+        """Log-probabilities of `ids[start:]`, each after all before it, at temperature 1.
+
+        Args:
+            ids (`list[int]`): a context and what follows it, in the engine's vocabulary.
+            start (`int`): how many of them are the context, at least 1.
+
+        Returns:
+            `list[float]`, shape (len(ids) - start,), or `None` if the server behind the engine does not tell.
+
+        Raises:
+            EngineError: the engine could not answer, or `ids` are longer than its context.
+        """
+        ...
+
+
 class SteppedEngine:
     """Asyncio front of an engine in this process that advances all requests together, one step at a time.
 
     Requests join between steps and leave as soon as they are done, so no request waits for another. A child class provides
-    `_submit(context, max_tokens, stop, sampling, on_tokens) -> key`, `_step() -> [(key, Generation)]`, which calls the
-    listeners, and `_abort(key)`.
+    `_submit(context, max_tokens, stop, sampling, on_tokens) -> key`, `_submit_score(ids, start) -> key`,
+    `_step() -> [(key, Generation or log-probabilities)]`, which calls the listeners, and `_abort(key)`.
     """
 
     def __init__(self):
@@ -155,7 +175,15 @@ class SteppedEngine:
         sampling: Sampling = Sampling(),
         on_tokens: OnTokens | None = None,
     ) -> Generation:
-        key = self._submit(context, max_tokens, stop, sampling, on_tokens)
+        return await self._finish(self._submit(context, max_tokens, stop, sampling, on_tokens))
+
+    async def score(self, ids: list[int], start: int) -> list[float] | None:
+        """See [`ScoringEngine.score`]."""
+        if not 0 < start <= len(ids):
+            raise ValueError(f"start is {start} for {len(ids)} ids; it must be 1 to their number.")
+        return await self._finish(self._submit_score(ids, start))
+
+    async def _finish(self, key: Any) -> Any:
         future = asyncio.get_running_loop().create_future()
         self._futures[key] = future
         if self._pump is None or self._pump.done():
@@ -172,7 +200,10 @@ class SteppedEngine:
     ) -> Any:
         raise NotImplementedError
 
-    def _step(self) -> Iterable[tuple[Any, Generation]]:
+    def _submit_score(self, ids: list[int], start: int) -> Any:
+        raise NotImplementedError
+
+    def _step(self) -> Iterable[tuple[Any, Any]]:
         raise NotImplementedError
 
     def _abort(self, key: Any):
@@ -181,10 +212,10 @@ class SteppedEngine:
     async def _run(self):
         try:
             while self._futures:
-                for key, generation in self._step():
+                for key, result in self._step():
                     future = self._futures.pop(key, None)
                     if future is not None and not future.done():
-                        future.set_result(generation)
+                        future.set_result(result)
                 for _ in range(LOOP_TURNS if self._futures else 0):
                     await asyncio.sleep(0)
         except Exception as error:

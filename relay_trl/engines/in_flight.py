@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from itertools import islice
 from typing import TypeVar
 
+from .base import EngineError
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -40,3 +42,40 @@ async def ask_all(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def ask_past_failures(
+    jobs: Iterable[Job], ask: Callable[[Job], Awaitable[Result]], max_in_flight: int, max_failures: int, what: str
+) -> AsyncIterator[tuple[Job, Result]]:
+    """[`ask_all`], but a job whose engine fails holds up no other.
+
+    Args:
+        max_failures (`int`): failed jobs in a row at which the rest is left.
+        what (`str`): whose failures they are, for the error, such as `"The teacher failed at {} problems"`.
+
+    Yields:
+        `tuple[Job, Result]`: of the others.
+
+    Raises:
+        EngineError: after all others, or after `max_failures` in a row: how many failed, and the last one's fault.
+    """
+
+    async def ask_anyway(job: Job) -> Result | EngineError:
+        try:
+            return await ask(job)
+        except EngineError as error:
+            return error
+
+    failures, in_a_row, last = 0, 0, None
+    async for job, result in ask_all(jobs, ask_anyway, max_in_flight):
+        if isinstance(result, EngineError):
+            failures, in_a_row, last = failures + 1, in_a_row + 1, result
+            if in_a_row >= max_failures:
+                break
+        else:
+            in_a_row = 0
+            yield job, result
+    if failures:
+        raise EngineError(
+            f"{what.format(failures)}, the last time with: {last} What is done so far is kept; run again to ask the others."
+        )

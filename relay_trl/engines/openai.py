@@ -19,7 +19,8 @@ from ..redaction import mask_credentials
 from ..vocabulary import Vocabulary
 from .base import Context, EngineError, Generation, OnTokens, Sampling
 from .events import stream_answer
-from .replies import Replies, first_choice, list_names
+from .replies import REQUESTS_FAULTS, Replies, first_choice, list_names
+from .request_body import request_body
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class OpenAIEngine:
         self.max_context: int | None = None
         self.gives_ids: bool | None = None
         self.model_path: str | None = None
+        self._gives_scores: bool | None = None
         self.api = api
         self._max_concurrency = max_concurrency
         self._timeout_s = timeout_s
@@ -138,6 +140,28 @@ class OpenAIEngine:
             return await self._stream(context, body, stop, on_tokens)
         answer = await self._post(context, body)
         return self._replies.read(answer, stop, self.vocabulary, self.needs_logprobs)
+
+    async def score(self, ids: list[int], start: int) -> list[float] | None:
+        """Log-probabilities of `ids[start:]`; see [`ScoringEngine.score`]. `None` from a server without `prompt_logprobs`
+        (vLLM has it), or where text is exchanged.
+
+        Raises:
+            EngineError: no usable answer after all tries.
+        """
+        if self.vocabulary is None or self.api != "completions" or self._gives_scores is False:
+            return None
+        if self.model is None:
+            await self.find_model()
+        try:
+            answer = await self._post(ids, {**self._body(1, (), Sampling()), "prompt_logprobs": 0})
+        except EngineError as error:
+            if getattr(error.__cause__, "status_code", None) not in REQUESTS_FAULTS or self._gives_scores:
+                raise
+            self._gives_scores = False  # refuses the field
+            return None
+        scores = self._replies.read_scores(answer, ids, start)
+        self._gives_scores = scores is not None
+        return scores
 
     async def find_model(self):
         """Looks up the model's name, its path and its longest context.
@@ -232,33 +256,7 @@ class OpenAIEngine:
         return tuple(secret for secret in (self._api_key, *sent) if secret not in ("", "none"))
 
     def _body(self, max_tokens: int, stop: tuple[str, ...], sampling: Sampling) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-        }
-        if self.vocabulary is not None:
-            # Sent even if they change nothing: vLLM takes what is missing from the model's generation_config.json.
-            body |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-            body |= {"return_token_ids": True, "stop_token_ids": sorted(self.vocabulary.eos_ids)}
-        if sampling.seed is not None:
-            body["seed"] = sampling.seed
-        if sampling.top_k:
-            body["top_k"] = sampling.top_k
-        if sampling.min_p:
-            body["min_p"] = sampling.min_p
-        if sampling.logit_bias:
-            # JSON has no -inf; servers take -100 for a ban.
-            limited = {str(token): min(max(bias, -100.0), 100.0) for token, bias in sampling.logit_bias.items()}
-            body["logit_bias"] = limited
-        if stop:
-            body["stop"] = list(stop)
-            if self.vocabulary is not None:
-                # A tag may be a special token, which vLLM finds in the text only if it is not skipped.
-                body |= {"include_stop_str_in_output": True, "skip_special_tokens": False}
-        if self.needs_logprobs:
-            body["logprobs"] = True if self.api == "chat" else 0
-        return body
+        return request_body(self.vocabulary, self.api, self.needs_logprobs, max_tokens, stop, sampling)
 
     def _request(self, context: Context, body: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the client's `create`."""

@@ -6,20 +6,23 @@ Owns the choice of a server. `openai.py` sends the requests, `loading.py` makes 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from .base import Context, EngineError, Generation, OnTokens, Sampling
 from .openai import OpenAIEngine
+from .replies import REQUESTS_FAULTS
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _CHECK_LIMIT_S = 10.0
 _POLL_S = 0.05
-_REQUESTS_FAULTS = (400, 413, 422)  # statuses of a request that every server would refuse
 
 
 @dataclass
@@ -81,6 +84,13 @@ class EnginePool:
         Raises:
             EngineError: the request is wrong, or no server answered it.
         """
+        return await self._ask(lambda engine: engine.generate(context, max_tokens, stop, sampling, on_tokens))
+
+    async def score(self, ids: list[int], start: int) -> list[float] | None:
+        """Log-probabilities of `ids[start:]` from one of the servers; see [`OpenAIEngine.score`]."""
+        return await self._ask(lambda engine: engine.score(ids, start))
+
+    async def _ask(self, ask: Callable[[OpenAIEngine], Awaitable[Answer]]) -> Answer:
         asking = asyncio.current_task()
         assert asking is not None  # a coroutine runs in a task
         for _ in range(len(self._endpoints) + self._max_retries):
@@ -89,9 +99,9 @@ class EnginePool:
             try:
                 if endpoint.is_out:
                     await self._check(endpoint)
-                answer = await endpoint.engine.generate(context, max_tokens, stop, sampling, on_tokens)
+                answer = await ask(endpoint.engine)
             except EngineError as error:
-                if getattr(error.__cause__, "status_code", None) in _REQUESTS_FAULTS:
+                if getattr(error.__cause__, "status_code", None) in REQUESTS_FAULTS:
                     raise
                 self._leave_out(endpoint, error)
                 if error.written is not None:

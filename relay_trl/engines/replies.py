@@ -11,6 +11,9 @@ import openai
 from ..vocabulary import Vocabulary
 from .base import EngineError, FinishReason, Generation
 
+REQUESTS_FAULTS = (400, 413, 422)
+"""Statuses that say that the request is wrong, wherever it is sent."""
+
 
 class Replies:
     """Reads the replies of one server.
@@ -97,6 +100,18 @@ class Replies:
         if len(numbers) != len(ids):
             raise self.broken(f"returned {len(numbers)} logprobs for {len(ids)} tokens")
         return numbers
+
+    def read_scores(self, answer: dict[str, Any], ids: list[int], start: int) -> list[float] | None:
+        """The log-probabilities of `ids[start:]` in an answer to a request with `prompt_logprobs`; `None` if there are none."""
+        given = first_choice(answer).get("prompt_logprobs")
+        if given is None:
+            return None
+        try:
+            if len(given) != len(ids):
+                raise ValueError(f"{len(given)} of them for {len(ids)} tokens")
+            return [float(given[k][str(ids[k])]["logprob"]) for k in range(start, len(ids))]
+        except (TypeError, KeyError, ValueError) as error:
+            raise self.broken(f"returned unreadable prompt_logprobs ({self.words(repr(error))})") from error
 
     def fault(self, error: openai.APIError, model: str | None) -> EngineError:
         """A request's failure, after all tries, with its remedy."""

@@ -22,6 +22,8 @@ class ScriptedEngine:
         name (`str`, defaults to `"scripted"`).
         max_context (`int`, *optional*).
         delay_s (`float`, defaults to `0.0`): pause before each answer, in seconds, and before each token for a listener.
+        scores (`Callable[[list[int], int], list[float]]`, *optional*): log-probabilities of `ids[start:]`; `None` makes it an
+            engine that gives none.
 
     Attributes:
         contexts (`list[Context]`): every context that it got, in order.
@@ -34,6 +36,7 @@ class ScriptedEngine:
         name: str = "scripted",
         max_context: int | None = None,
         delay_s: float = 0.0,
+        scores: Callable[[list[int], int], list[float]] | None = None,
     ):
         self.vocabulary = vocabulary
         self.name = name
@@ -41,6 +44,7 @@ class ScriptedEngine:
         self.contexts: list[Context] = []
         self._script = script
         self._delay_s = delay_s
+        self._scores = scores
 
     async def generate(
         self,
@@ -77,3 +81,7 @@ class ScriptedEngine:
                 break
         text = self.vocabulary.decode(ids[:-1] if finish is FinishReason.EOS else ids)
         return Generation(ids, text, finish, logprobs=[-0.5] * len(ids), prompt_tokens=len(context), cached_tokens=0)
+
+    async def score(self, ids: list[int], start: int) -> list[float] | None:
+        await asyncio.sleep(self._delay_s)
+        return None if self._scores is None else self._scores(ids, start)

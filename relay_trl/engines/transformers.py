@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from ..vocabulary import Vocabulary
-from .base import Context, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
+from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
 from .precision import warn_of_bfloat16
 from .sampling import draw
 
@@ -33,6 +33,19 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
     is_aborted: bool = False
+
+
+@dataclass
+class _Text:
+    """A text whose tokens are to be scored from `start` on."""
+
+    key: int
+    ids: list[int]
+    start: int
+
+
+_MOST_LOGITS = 1 << 27
+"""Logits computed at once where texts are scored: half a gigabyte."""
 
 
 class TransformersEngine(SteppedEngine):
@@ -61,6 +74,7 @@ class TransformersEngine(SteppedEngine):
         self.max_prefill_tokens = max_prefill_tokens
         self._keys = itertools.count()
         self._waiting: list[_Row] = []
+        self._texts: list[_Text] = []
         self._rows: list[_Row] = []
         self._cache: DynamicCache | None = None
         self._mask = torch.empty(0, 0)
@@ -105,14 +119,22 @@ class TransformersEngine(SteppedEngine):
         self._waiting.append(row)
         return row.key
 
+    def _submit_score(self, ids: list[int], start: int) -> int:
+        if self.max_context is not None and len(ids) > self.max_context:
+            raise EngineError(f"{self.name} cannot score {len(ids)} tokens; its context has {self.max_context}.")
+        self._texts.append(_Text(next(self._keys), ids, start))
+        return self._texts[-1].key
+
     def _abort(self, key: object):
+        self._texts = [text for text in self._texts if text.key != key]
         self._waiting = [row for row in self._waiting if row.key != key]
         for row in self._rows:
             if row.key == key:
                 row.is_aborted = True
 
-    def _step(self) -> list[tuple[int, Generation]]:
+    def _step(self) -> list[tuple[int, Any]]:
         with torch.no_grad(), _inference(self.model):
+            scored = self._score_texts()
             room = self.max_batch_size - sum(not _is_done(row) for row in self._rows)
             arrivals, self._waiting = self._waiting[:room], self._waiting[room:]
             for part in self._parts(arrivals):
@@ -123,7 +145,23 @@ class TransformersEngine(SteppedEngine):
         for row in finished:
             row.is_aborted = True  # delivered; its row of the cache is dropped at the next compaction
         self._compact()
-        return [(row.key, self._generation(row)) for row in finished]
+        return [*scored, *((row.key, self._generation(row)) for row in finished)]
+
+    def _score_texts(self) -> list[tuple[int, list[float]]]:
+        texts, self._texts = sorted(self._texts, key=lambda text: len(text.ids)), []
+        most = min(self.max_prefill_tokens, _MOST_LOGITS // self.model.config.get_text_config().vocab_size)
+        scored = []
+        while texts:
+            size = next((k for k, text in enumerate(texts) if k and len(text.ids) * (k + 1) > most), len(texts))
+            part, texts = texts[:size], texts[size:]
+            ids = torch.full((size, len(part[-1].ids)), self.vocabulary.eos_id)
+            for i, text in enumerate(part):  # padded on the right, which no token before it can see
+                ids[i, : len(text.ids)] = torch.tensor(text.ids)
+            ids = ids.to(self.model.device)
+            logprobs = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            logprobs = logprobs.gather(2, ids[:, 1:, None])[..., 0].tolist()
+            scored += [(t.key, row[t.start - 1 : len(t.ids) - 1]) for t, row in zip(part, logprobs, strict=True)]
+        return scored
 
     def _generation(self, row: _Row) -> Generation:
         assert row.finish is not None

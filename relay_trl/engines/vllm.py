@@ -72,6 +72,7 @@ class VLLMEngine(SteppedEngine):
         self.max_context: int = config.max_model_len
         self._needs_logprobs = needs_logprobs
         self._listeners: dict[str, tuple[OnTokens, int]] = {}  # and how many tokens each has been told of
+        self._starts: dict[str, int] = {}  # of texts that are scored
         self._keys = (f"relay-{id(self):x}-{k}" for k in itertools.count())
 
     @classmethod
@@ -144,12 +145,23 @@ class VLLMEngine(SteppedEngine):
                 os.environ[_IN_PROCESS] = before
         return cls(llm, vocabulary, needs_logprobs)
 
+    def _submit_score(self, ids: list[int], start: int) -> str:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        # vLLM has no request that writes nothing
+        params = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        key = next(self._keys)
+        self._add(key, ids, params)
+        self._starts[key] = start
+        return key
+
     def _submit(
         self, context: Context, max_tokens: int, stop: tuple[str, ...], sampling: Sampling, on_tokens: OnTokens | None
     ) -> str:
         from vllm import SamplingParams
-        from vllm.exceptions import VLLMError
-        from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         if isinstance(context, str) or not context or not isinstance(context[0], int):
@@ -172,19 +184,25 @@ class VLLMEngine(SteppedEngine):
             output_kind=RequestOutputKind.CUMULATIVE if on_tokens else RequestOutputKind.FINAL_ONLY,
         )
         key = next(self._keys)
-        try:
-            self._engine.add_request(key, tokens_input(list(context)), params)  # type: ignore[arg-type]
-        except (ValueError, VLLMError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise EngineError(
-                f"{self.name} refuses a context of {len(context)} tokens with max_tokens={max_tokens} ({reason}); its "
-                f"limit is {self.max_context} tokens together."
-            ) from error
+        self._add(key, list(context), params)  # type: ignore[arg-type]
         if on_tokens is not None:
             self._listeners[key] = on_tokens, 0
         return key
 
-    def _step(self) -> list[tuple[str, Generation]]:
+    def _add(self, key: str, ids: list[int], params: Any):
+        from vllm.exceptions import VLLMError
+        from vllm.inputs.engine import tokens_input
+
+        try:
+            self._engine.add_request(key, tokens_input(ids), params)
+        except (ValueError, VLLMError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise EngineError(
+                f"{self.name} refuses a context of {len(ids)} tokens with max_tokens={params.max_tokens} ({reason}); its "
+                f"limit is {self.max_context} tokens together."
+            ) from error
+
+    def _step(self) -> list[tuple[str, Any]]:
         outputs: list[Any] = self._engine.step()
         for output in outputs if self._listeners else ():
             self._tell(output.request_id, output.outputs[0].token_ids, output.finished)
@@ -200,9 +218,13 @@ class VLLMEngine(SteppedEngine):
 
     def _abort(self, key: str):
         self._listeners.pop(key, None)
+        self._starts.pop(key, None)
         self._engine.abort_request([key])
 
-    def _read(self, request: Any) -> Generation:
+    def _read(self, request: Any) -> Any:
+        if (start := self._starts.pop(request.request_id, None)) is not None:
+            given = list(zip(request.prompt_token_ids, request.prompt_logprobs, strict=True))[start:]
+            return [logprobs[token].logprob for token, logprobs in given]
         output = request.outputs[0]
         ids = list(output.token_ids)
         if output.finish_reason == "length":

@@ -14,12 +14,13 @@ from .saving import RelaySavingMixin
 
 
 class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
-    """[`~trl.SFTTrainer`] on the rows of `build_warmup.py`, with loss on exactly the sampled tokens of the answer.
+    """[`~trl.SFTTrainer`] on the rows of `build_warmup.py`: loss on exactly the tokens that the student sampled.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]): the student.
         args ([`RelaySFTConfig`]).
-        train_dataset ([`~datasets.Dataset`]): columns `prompt_ids`, `completion_ids` and `completion`.
+        train_dataset ([`~datasets.Dataset`]): columns `prompt_ids`, `completion_ids`, `completion_mask` (1 for a token that has
+            a loss, 0 for one of the teacher's) and `completion`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]): the student's tokenizer, call tokens included.
         kwargs: as [`~trl.SFTTrainer`] takes them.
 
@@ -48,16 +49,17 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
 
 
 def to_sft_row(row: dict) -> dict[str, list[int]]:
-    """A warm-up row in TRL's form: labels are -100 (no loss) in the prompt."""
+    """A warm-up row as TRL takes it: labels are -100 (no loss) in the prompt and where the teacher wrote."""
+    ids, mask = row["completion_ids"], row["completion_mask"]
     return {
-        "input_ids": row["prompt_ids"] + row["completion_ids"],
-        "labels": [-100] * len(row["prompt_ids"]) + row["completion_ids"],
+        "input_ids": row["prompt_ids"] + ids,
+        "labels": [-100] * len(row["prompt_ids"]) + [i if m else -100 for i, m in zip(ids, mask, strict=True)],
     }
 
 
 def check_rows(rows: Dataset, vocabulary: Vocabulary, args: RelaySFTConfig):
     """Refuses rows that this student cannot have written, and rows that would be cut."""
-    missing = {"prompt_ids", "completion_ids", "completion"} - set(rows.column_names)
+    missing = {"prompt_ids", "completion_ids", "completion_mask", "completion"} - set(rows.column_names)
     if missing:
         raise ValueError(
             f"{args.warmup_data} has no column {', '.join(sorted(missing))}; give warmup_data the file that "
@@ -71,7 +73,15 @@ def check_rows(rows: Dataset, vocabulary: Vocabulary, args: RelaySFTConfig):
                 f"Row {i} of {args.warmup_data} does not fit the student's tokenizer: its token ids do not spell its text. "
                 "Build the warm-up data with this student, and with the same tags and add_call_tokens."
             )
-    longest = max((len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows), default=0)
+    longest = 0
+    for i, row in enumerate(rows):
+        ids, mask = row["completion_ids"], row["completion_mask"]
+        longest = max(longest, len(row["prompt_ids"]) + len(ids))
+        if len(mask) != len(ids) or not set(mask) <= {0, 1}:
+            raise ValueError(
+                f"Row {i} of {args.warmup_data} has {len(ids)} completion_ids and a completion_mask of {len(mask)} numbers; it "
+                "must be one for each id, 1 (the student's, with a loss) or 0 (the teacher's). Build the warm-up data again."
+            )
     if args.max_length is not None and longest > args.max_length:
         raise ValueError(
             f"The longest row of {args.warmup_data} has {longest} tokens, more than max_length={args.max_length}; raise "

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from relay_trl.call_syntax import CallSyntax
 from relay_trl.data.arithmetic import build_tokenizer
-from relay_trl.data.warmup import WarmupConfig, command_ids, insert_calls, warmup_rows
+from relay_trl.data.random_calls import command_ids, insert_calls
+from relay_trl.data.warmup import WarmupConfig, warmup_rows
 from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.grading.grader import last_boxed
 from relay_trl.prompts import PromptBuilder
@@ -192,7 +193,7 @@ def make_rows(config, rows=SUMS, done=()):
 
     async def collect():
         builder = PromptBuilder(LETTERS.tokenizer)
-        return {number: row async for number, row in warmup_rows(rows, student, builder, config, done, 7)}
+        return {number: e["row"] async for number, e in warmup_rows(rows, student, builder, config, done)}
 
     made = asyncio.run(collect())
     assert not made.keys() & set(done)
@@ -200,7 +201,8 @@ def make_rows(config, rows=SUMS, done=()):
 
 
 def config_of(**fields):
-    return WarmupConfig(student="s", output="o", answer_marker="#", **{"max_completion_length": 20, **fields})
+    given = {"max_completion_length": 20, "max_in_flight": 7, **fields}
+    return WarmupConfig(student="s", output="o", answer_marker="#", **given)
 
 
 def test_rows_of_the_students_own_answers():
@@ -212,6 +214,7 @@ def test_rows_of_the_students_own_answers():
         assert (row["prompt"], row["answer"], row["calls"]) == (problem["prompt"], problem["answer"], 2)
         assert LETTERS.decode(row["prompt_ids"]) == problem["prompt"]
         assert row["completion_ids"][-1] == LETTERS.eos_id
+        assert row["completion_mask"] == [1] * len(row["completion_ids"])
         assert LETTERS.decode(row["completion_ids"][:-1]) == row["completion"]
         assert SYNTAX.remove(row["completion"]) == f"{problem['prompt']} sum #{problem['answer']}"
         assert row["completion"].endswith(f"#{problem['answer']}")

@@ -304,6 +304,46 @@ def test_a_context_of_the_wrong_kind_is_refused(server, context):
         ask(OpenAIEngine(server.url), context)
 
 
+def told_scores(answer, ids, **changes):
+    """Puts what vLLM says of a prompt's tokens into an answer: the token itself, and a likelier one."""
+    scores = [None] + [{str(t): {"logprob": -0.1 * k}, "999": {"logprob": 0.0}} for k, t in enumerate(ids) if k]
+    answer["choices"][0]["prompt_logprobs"] = scores
+
+
+def test_a_server_scores_a_text(server):
+    engine = OpenAIEngine(server.url, vocabulary=VOCABULARY)
+    ids = VOCABULARY.encode("17 + 25 = 42")
+    server.edit = lambda answer: told_scores(answer, ids)
+    assert run(engine, engine.score(ids, 3))[0] == pytest.approx([-0.1 * k for k in range(3, len(ids))])
+    assert (server.requests[0]["prompt"], server.requests[0]["prompt_logprobs"]) == (ids, 0)
+    assert server.requests[0]["max_tokens"] == 1
+
+
+@pytest.mark.parametrize("status", [None, 400, 422])
+def test_a_server_that_cannot_score_is_asked_once(server, status):
+    engine = OpenAIEngine(server.url, vocabulary=VOCABULARY)
+    ids = VOCABULARY.encode("17 + 25 = 42")
+    if status:
+        server.faults = [reply(status, {"error": {"message": "prompt_logprobs: extra fields"}})]
+    assert run(engine, engine.score(ids, 3))[0] is None
+    assert run(engine, engine.score(ids, 3))[0] is None
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"api": "chat", "vocabulary": VOCABULARY}])
+def test_text_is_not_scored(server, options):
+    engine = OpenAIEngine(server.url, **options)
+    assert run(engine, engine.score([5, 6], 1))[0] is None and not server.requests
+
+
+@pytest.mark.parametrize("scores", [[], "x", [None, {}, {}], [None, {"5": 1}, {"6": {"logprob": "x"}}]])
+def test_unreadable_scores_are_one_sentence(server, scores):
+    engine = OpenAIEngine(server.url, vocabulary=VOCABULARY)
+    server.edit = lambda answer: answer["choices"][0].update(prompt_logprobs=scores)
+    with pytest.raises(EngineError, match="returned unreadable prompt_logprobs"):
+        run(engine, engine.score([4, 5, 6], 1))
+
+
 def listen(engine, context="17 + 25 =", max_tokens=16, stop=()):
     """A streamed answer, and what its listener was told; in place of the answer the error, if there was one."""
     told = []

@@ -233,3 +233,14 @@ def test_recipes_take_a_list_of_servers(config, tmp_path):
     assert from_the_command_line.teacher == " ".join(reversed(urls))
     with pytest.raises(ValueError, match="each must be a URL of a server; 'my/teacher' is none"):
         RecipeParser((config,)).parse(["--config", str(path), "--teacher", urls[0], "my/teacher"])
+
+
+def test_a_pool_scores_with_whichever_server_answers(servers, pool):
+    ids = VOCABULARY.encode("17 + 25 = 42")
+    for server in servers:
+        server.edit = lambda answer: answer["choices"][0].update(
+            prompt_logprobs=[None, *({str(t): {"logprob": -1.0}} for t in ids[1:])]
+        )
+    servers[0].close()
+    assert run(pool, pool.score(ids, 2))[0] == [-1.0] * (len(ids) - 2)
+    assert len(servers[1].requests) == 1

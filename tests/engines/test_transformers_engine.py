@@ -14,11 +14,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from relay_trl.engines.base import FinishReason, Sampling
+from relay_trl.engines.base import EngineError, FinishReason, Sampling, ScoringEngine
 from relay_trl.engines.sampling import draw
 from relay_trl.engines.transformers import TransformersEngine
 from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.trace import StopReason
+from relay_trl.vocabulary import Vocabulary
 
 GREEDY = Sampling(temperature=0.0)
 LINE = "so <call>10</call>.\nthe an « 10 »\n"
@@ -281,3 +282,32 @@ def test_a_relay_without_calls_is_what_the_engine_alone_writes(engine, max_calls
         assert trace.completion_ids == answer.ids
         assert trace.logprobs == pytest.approx(answer.logprobs, abs=1e-4)
     assert {trace.stop for trace in traces} == {StopReason.EOS, StopReason.LENGTH}
+
+
+# --- scores of a given text ---
+
+
+def test_scores_are_the_models_log_probabilities_in_any_batch(model, tokenizer):
+    encode = Vocabulary(tokenizer).encode
+    texts = [encode(prompt) for prompt in PROMPTS]
+    expected = []
+    for ids in texts:
+        with torch.no_grad():
+            logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected.append([float(logprobs[k - 1, ids[k]]) for k in range(1, len(ids))])
+    for options in ({}, {"max_prefill_tokens": 20}):
+        engine = TransformersEngine(model, tokenizer, **options)
+        jobs = [engine.score(ids, start) for ids in texts for start in (1, (len(ids) + 1) // 2, len(ids))]
+        answers = run(*jobs, engine.generate(texts[0], 20, (), Sampling(seed=1)))
+        for k, found in enumerate(answers[:-1]):
+            ids, start = texts[k // 3], (1, (len(texts[k // 3]) + 1) // 2, len(texts[k // 3]))[k % 3]
+            assert found == pytest.approx(expected[k // 3][start - 1 :], abs=1e-5) and len(found) == len(ids) - start
+        assert answers[-1].ids == alone(engine, PROMPTS[0], Sampling(seed=1), 20).ids
+    assert isinstance(engine, ScoringEngine)
+
+
+def test_what_cannot_be_scored_is_refused(engine):
+    with pytest.raises(EngineError, match="cannot score 600 tokens; its context has 512"):
+        run(engine.score([5] * 600, 1))
+    with pytest.raises(ValueError, match="start is 0 for 3 ids; it must be 1 to their number"):
+        run(engine.score([5] * 3, 0))

@@ -4,7 +4,7 @@ from datasets import Dataset
 
 from helpers.trainers import SYNTAX
 from relay_trl.data.arithmetic import problems
-from relay_trl.data.warmup import command_ids
+from relay_trl.data.random_calls import command_ids
 from relay_trl.training import RelaySFTConfig
 from relay_trl.vocabulary import Vocabulary
 
@@ -21,6 +21,7 @@ def warmup_rows(tokenizer, size=16):
                 "completion": vocabulary.decode(ids),
                 "prompt_ids": vocabulary.encode(row["prompt"]),
                 "completion_ids": [*ids, vocabulary.eos_id],
+                "completion_mask": [1] * (len(ids) + 1),
                 "answer": row["answer"],
                 "calls": 1,
             }

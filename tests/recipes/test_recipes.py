@@ -210,7 +210,12 @@ def test_sft_refuses(refuse, changes, said):
     assert re.search(said, refuse("sft_warmup", **changes))
 
 
-ROW = {"prompt_ids": [4, 4, 13, 7, 11, 4, 5, 16], "completion_ids": [18, 9, 1], "completion": "#6"}
+ROW = {
+    "prompt_ids": [4, 4, 13, 7, 11, 4, 5, 16],
+    "completion_ids": [18, 9, 1],
+    "completion_mask": [1, 1, 1],
+    "completion": "#6",
+}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +224,7 @@ ROW = {"prompt_ids": [4, 4, 13, 7, 11, 4, 5, 16], "completion_ids": [18, 9, 1], 
         ([], r"rows\.jsonl has no rows"),
         (
             [{"prompt": "1+1=", "completion": "2"}],
-            r"has no column completion_ids, prompt_ids; give warmup_data the file",
+            r"has no column completion_ids, completion_mask, prompt_ids; give warmup_data the file",
         ),
         ([{**ROW, "completion": "#7"}], r"Row 0 of .*rows\.jsonl does not fit the student's tokenizer"),
         ([{**ROW, "completion_ids": [18, 900, 1]}], r"Row 0 of .*rows\.jsonl does not fit the student's tokenizer"),
@@ -255,6 +260,21 @@ def test_build_warmup_refuses(refuse, changes, said):
 def test_build_warmup_refuses_what_only_the_student_shows(refuse, tmp_path, changes, said):
     assert re.search(said, refuse("build_warmup", student=str(PAIR / "student"), dataset_size=8, **changes))
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_build_warmup_searches_in_shards(launch, tmp_path):
+    output = tmp_path / "rows.jsonl"
+    options = {"dataset_size": 24, "calls": "searched", "teacher": str(PAIR / "teacher"), "num_shards": 2}
+    options |= {"student": str(PAIR / "student"), "output": str(output)}
+    assert launch("build_warmup", **options, shard=1)[0] == 0
+    assert [path.name for path in tmp_path.glob("rows*")] == ["rows.jsonl-00001-of-00002.progress"]
+    assert launch("build_warmup", **options, shard=0)[0] == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert any(0 in row["completion_mask"] for row in rows) and any(row["calls"] == 0 for row in rows)
+    assert [path.name for path in tmp_path.glob("rows*")] == ["rows.jsonl"]
+    whole = tmp_path / "whole.jsonl"
+    assert launch("build_warmup", **options | {"num_shards": 1, "output": str(whole)})[0] == 0
+    assert whole.read_text() == output.read_text()
 
 
 def test_build_warmup_goes_on_where_it_was_stopped(launch, monkeypatch, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The warm-up's trainer and the call tokens: labels, rows that are refused, new embeddings, what is saved."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -24,8 +25,78 @@ def sft_trainer(args, rows=None, model=None):
 
 
 def test_labels_are_the_completion_alone():
-    row = to_sft_row({"prompt_ids": [4, 5, 6], "completion_ids": [19, 7, 20, 1]})
-    assert row == {"input_ids": [4, 5, 6, 19, 7, 20, 1], "labels": [-100, -100, -100, 19, 7, 20, 1]}
+    row = {"prompt_ids": [4, 5, 6], "completion_ids": [19, 7, 20, 1], "completion_mask": [1, 1, 1, 1]}
+    assert to_sft_row(row) == {"input_ids": [4, 5, 6, 19, 7, 20, 1], "labels": [-100, -100, -100, 19, 7, 20, 1]}
+    row["completion_mask"] = [1, 0, 0, 1]
+    assert to_sft_row(row)["labels"] == [-100, -100, -100, 19, -100, -100, 1]
+
+
+def helped_rows(tokenizer, size=16):
+    """Rows in which the teacher wrote two tokens behind the call, and only there does the symbol # stand."""
+    mark = tokenizer.convert_tokens_to_ids("#")
+
+    def help_with(row):
+        ids = [token for token in row["completion_ids"] if token != mark]
+        at = row["completion_ids"].index(tokenizer.convert_tokens_to_ids("</call>")) + 1
+        ids, mask = [*ids[:at], mark, mark, *ids[at:]], [1] * at + [0, 0] + [1] * (len(ids) - at)
+        return {"completion_ids": ids, "completion_mask": mask, "completion": tokenizer.decode(ids[:-1])}
+
+    return warmup_rows(tokenizer, size).map(help_with)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"pad_to_multiple_of": 16},
+        {"padding_free": True, "max_length": None},
+        {"packing": True, "packing_strategy": "bfd"},
+        {"packing": True, "packing_strategy": "bfd_split"},
+        {"packing": True, "packing_strategy": "wrapped"},
+        {"completion_only_loss": True},
+        {"train_sampling_strategy": "group_by_length"},
+    ],
+    ids=str,
+)
+def test_the_teachers_tokens_are_never_in_the_loss(tmp_path, fields):
+    tokenizer = load_tokenizer()
+    rows = helped_rows(tokenizer)
+    mark = tokenizer.convert_tokens_to_ids("#")
+    trainer = sft_trainer(sft_config(tmp_path, per_device_train_batch_size=4, learning_rate=0.0, **fields), rows)
+    seen, in_loss = 0, Counter()
+    for batch in trainer.get_train_dataloader():
+        assert mark not in batch["labels"]
+        seen += int((batch["input_ids"] == mark).sum())
+        in_loss.update(batch["labels"][batch["labels"] != -100].tolist())
+    assert seen == 2 * len(rows)
+    own = Counter(
+        token
+        for ids, mask in zip(rows["completion_ids"], rows["completion_mask"], strict=True)
+        for token, is_own in zip(ids, mask, strict=True)
+        if is_own
+    )
+    assert in_loss == own
+
+
+def test_what_the_teacher_wrote_moves_no_weight(tmp_path):
+    """Two trainings whose rows differ in the last tokens of all, which are the teacher's, end in the same weights."""
+
+    def train(folder, last):
+        tokenizer = load_tokenizer()
+        end = tokenizer.convert_tokens_to_ids(last)
+        rows = warmup_rows(tokenizer).map(
+            lambda row: {
+                "completion_ids": [*row["completion_ids"][:-1], end, end],
+                "completion_mask": [1] * (len(row["completion_ids"]) - 1) + [0, 0],
+                "completion": row["completion"] + last,
+            }
+        )
+        trainer = sft_trainer(sft_config(tmp_path / folder), rows)
+        trainer.train()
+        return trainer.model.state_dict()
+
+    first, second = train("a", "1"), train("b", "7")
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_loss_is_that_of_exactly_these_tokens(tmp_path):
@@ -96,8 +167,20 @@ def test_rows_that_would_be_cut_are_refused(tmp_path):
     check_rows(rows, Vocabulary(load_tokenizer()), sft_config(tmp_path, max_length=longest))
 
 
+@pytest.mark.parametrize("mask", [[1], [2] * 40, []])
+def test_a_mask_that_does_not_fit_its_row_is_refused(tmp_path, mask):
+    rows = warmup_rows(load_tokenizer())
+    bad = [mask if k == 3 else row["completion_mask"] for k, row in enumerate(rows)]
+    rows = rows.remove_columns("completion_mask").add_column("completion_mask", bad)
+    said = (
+        r"Row 3 of rows.jsonl has \d+ completion_ids and a completion_mask of \d+ numbers; it must be one for each id"
+    )
+    with pytest.raises(ValueError, match=said):
+        sft_trainer(sft_config(tmp_path), rows)
+
+
 def test_rows_without_the_columns_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="has no column completion_ids, prompt_ids"):
+    with pytest.raises(ValueError, match="has no column completion_ids, completion_mask, prompt_ids"):
         sft_trainer(sft_config(tmp_path), Dataset.from_list([{"completion": "1"}]))
 
 

@@ -188,6 +188,17 @@ def test_a_context_that_is_too_long_is_one_sentence(vllm_engine, prompt_ids):
     assert vllm_engine.max_context == 512
 
 
+def test_scores_are_those_of_the_drawn_tokens_here_and_behind_http(vllm_engine, teacher, prompt_ids):
+    answers = sample(vllm_engine, prompt_ids, range(4))
+    texts = [prompt_ids + answer.ids for answer in answers]
+    for engine in (vllm_engine, teacher):
+        scores = run(engine, *(engine.score(ids, len(prompt_ids)) for ids in texts))
+        for answer, found in zip(answers, scores, strict=True):
+            assert found == pytest.approx(answer.logprobs, abs=1e-3)
+    with pytest.raises(EngineError, match="refuses a context of 600 tokens"):
+        run(vllm_engine, vllm_engine.score([5] * 600, 1))
+
+
 def test_text_is_refused(vllm_engine):
     with pytest.raises(ValueError, match="list of token ids, not str"):
         sample(vllm_engine, "so", [0])

@@ -1,0 +1,298 @@
+"""Calls that are searched for: where a student's answer needs its teacher, for how long, and that it then comes out right.
+
+Owns the search for one problem. Every try is a real relay: the teacher writes the tokens that are asked for, the student goes
+on by itself, and what counts is the answer. Which rows there are and what becomes of them is `warmup.py`'s business.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ..call_syntax import tokens_until
+from ..engines.base import Engine, EngineError, Sampling, ScoringEngine
+from ..grading.grader import Grader
+from ..options import TeacherFields
+from ..relay import RelayPrompt, RelayRules, ask_teacher, relay, turn_seed
+from ..trace import Author, Call, Span, StopReason, Trace
+from ..translation import aligned, is_ids, teacher_context
+from ..vocabulary import Vocabulary
+from .random_calls import command_ids
+
+logger = logging.getLogger(__name__)
+
+LINE_END = r"\n"
+"""What ends a step unless a run says otherwise."""
+
+
+@dataclass
+class SearchFields(TeacherFields):
+    """What a search looks for and when it gives up.
+
+    Args:
+        teacher_temperature (`float`, defaults to `0.7`): of the teacher's tokens.
+        tries (`int`, defaults to `8`): relays and fresh answers per problem, the student's first answer among them.
+        max_calls (`int`, defaults to `3`): most calls in one answer.
+        max_call_tokens (`int`, *optional*): largest n.
+        disagreement (`float`, defaults to `0.1`): the student needs help at a token that the teacher gives less than this.
+        doubt (`float`, defaults to `0.8`): likewise at one that the student itself gives less than this and the teacher more;
+            a call reaches over all that the student gives less.
+        gap (`int`, defaults to `3`): most tokens between two needs that one call covers.
+        keep_lucky (`bool`, defaults to `True`): keep a right answer as it is, though it has tokens that need help; `False`
+            goes on until none is left.
+        step_end (`str`, *optional*): regular expression of what ends a step, itself part of it, such as `;`. Where the
+            teacher gives no probabilities, whole steps are tried; `None` means lines.
+        max_teacher_failures (`int`, defaults to `16`): problems in a row lost to a failing engine at which the run stops.
+        grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
+    """
+
+    teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
+    tries: int = field(default=8, metadata={"help": "Relays and fresh answers per problem."})
+    max_calls: int = field(default=3, metadata={"help": "Most calls in one answer."})
+    max_call_tokens: int | None = field(default=None, metadata={"help": "Largest n."})
+    disagreement: float = field(default=0.1, metadata={"help": "A token that the teacher gives less needs help."})
+    doubt: float = field(default=0.8, metadata={"help": "So does one that the student gives less, the teacher more."})
+    gap: int = field(default=3, metadata={"help": "Most tokens between two needs that one call covers."})
+    keep_lucky: bool = field(default=True, metadata={"help": "Keep right answers with tokens that need help."})
+    step_end: str | None = field(default=None, metadata={"help": "Regular expression of what ends a step."})
+    max_teacher_failures: int = field(default=16, metadata={"help": "Lost problems in a row that stop the run."})
+    grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
+
+    def check_search(self):
+        """Refuses what no search can go by.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        self.check_teacher()
+        if not self.teacher:
+            raise ValueError(
+                "calls is 'searched', but teacher is not set; searched calls are tried out with a teacher."
+            )
+        Sampling(self.teacher_temperature, self.teacher_top_p)
+        for name in ("tries", "max_calls", "max_call_tokens", "max_teacher_failures"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        for name in ("disagreement", "doubt"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is {value}; it is a probability between 0 and 1.")
+        if self.gap < 0:
+            raise ValueError(f"gap is {self.gap}; it must be 0 or more tokens.")
+
+
+@dataclass
+class Found:
+    """What a search came to.
+
+    Args:
+        trace ([`Trace`], *optional*): the right answer with the fewest teacher tokens that was found; `None`: no right one.
+        is_own (`bool`): whether the student was right by itself at the first go.
+        tries (`int`): relays and fresh answers.
+        teacher_written (`int`), teacher_read (`int`): tokens of the teacher, those of scored texts among the latter.
+    """
+
+    trace: Trace | None = None
+    is_own: bool = False
+    tries: int = 0
+    teacher_written: int = 0
+    teacher_read: int = 0
+
+
+@dataclass(order=True)
+class _Candidate:
+    """A call of `n` tokens at completion token `place` of an answer; the cheapest is tried first."""
+
+    teacher_tokens: int
+    number: int
+    trace: Trace = field(compare=False)
+    place: int = field(compare=False)
+    n: int = field(compare=False)
+
+
+class CallSearch:
+    """Searches for calls with one student and one teacher.
+
+    Args:
+        student ([`Engine`]): with a vocabulary.
+        teacher ([`Engine`]): with probabilities ([`ScoringEngine`]) its own judgement of the student's tokens says where help is
+            needed and for how long; without, the search goes by the student's own doubt, by steps, and by what comes out.
+        relay_rules ([`RelayRules`]): of the relays; its `max_calls` is 0 or its `call_bias` bars calls, so that only the
+            search puts them in.
+        rules ([`SearchFields`]).
+        grader ([`Grader`]).
+        is_caller (`bool`, defaults to `False`): whether the student has learnt to read past its calls. One that has not is
+            not shown them, and they are put in when the answer is done.
+    """
+
+    def __init__(
+        self,
+        student: Engine,
+        teacher: Engine,
+        relay_rules: RelayRules,
+        rules: SearchFields,
+        grader: Grader,
+        is_caller: bool = False,
+    ):
+        if student.vocabulary is None:
+            raise ValueError(
+                f"The student {student.name!r} gives no token ids; calls are searched for in a student's that does."
+            )
+        self._student, self._teacher, self._grader = student, teacher, grader
+        self._vocabulary: Vocabulary = student.vocabulary
+        self._relay_rules, self._rules = relay_rules, rules
+        self._is_caller = is_caller
+        self._gives_scores = isinstance(teacher, ScoringEngine)
+        if not self._gives_scores:
+            self._tell()
+
+    def _tell(self):
+        logger.warning(
+            "%s gives no probabilities of a text's tokens; calls are searched for by what comes out.",
+            self._teacher.name,
+        )
+
+    async def search(self, prompt: RelayPrompt, gold: str | Sequence[str], seed: int) -> Found:
+        """The cheapest right answer to one problem, cheapest in teacher tokens.
+
+        Raises:
+            EngineError: student or teacher failed.
+        """
+        found, queue, numbers = Found(), [], itertools.count()
+        while found.tries < self._rules.tries:
+            turn = found.tries
+            found.tries += 1
+            if queue:
+                trace = await self._ask(heapq.heappop(queue), prompt, found, turn_seed(seed, 2 * turn))
+            else:
+                trace = Trace([])
+            if trace.stop is None:
+                last = turn_seed(seed, 2 * turn + 1) if turn else seed
+                await relay(prompt, self._student, None, self._relay_rules, last, trace=trace)
+            if trace.stop not in (StopReason.EOS, StopReason.TEACHER_EOS):
+                continue
+            is_right = (await asyncio.to_thread(self._grader.grade, [trace.answer], [gold]))[0]
+            if any(call.delivered == 0 for call in trace.calls):  # the student's own, or one without room
+                continue
+            is_kept = is_right and (self._rules.keep_lucky or not self._gives_scores)
+            needs = [] if is_kept else await self._needs(trace, prompt, found)
+            if is_right and not needs:
+                found.is_own = turn == 0
+                found.trace = trace if self._is_caller else self._with_commands(trace)
+                return found
+            if len(trace.calls) < self._rules.max_calls:
+                for place, n in needs:
+                    n = min(n, self._rules.max_call_tokens or n)
+                    heapq.heappush(queue, _Candidate(trace.teacher_tokens + n, next(numbers), trace, place, n))
+        return found
+
+    async def _ask(self, candidate: _Candidate, prompt: RelayPrompt, found: Found, seed: int | None) -> Trace:
+        """The candidate's answer up to its call, and what the teacher writes then."""
+        trace = self._cut(candidate)
+        left = self._relay_rules.max_completion_tokens - trace.num_tokens
+        sampling = replace(self._relay_rules.teacher, seed=seed)
+        await ask_teacher(trace, prompt, self._vocabulary, self._teacher, self._relay_rules, left, sampling)
+        if trace.stop is StopReason.TEACHER_ERROR:
+            raise EngineError(trace.error)
+        found.teacher_written += trace.calls[-1].delivered
+        found.teacher_read += (trace.teacher_read.tokens or 0) - (candidate.trace.teacher_read.tokens or 0)
+        return trace
+
+    def _cut(self, candidate: _Candidate) -> Trace:
+        """The candidate's answer up to its call, with the call."""
+        old = candidate.trace
+        kept = old.spans[-1].ids[: candidate.place - (old.num_tokens - len(old.spans[-1].ids))]
+        text = self._vocabulary.decode(kept)
+        span = Span(Author.STUDENT, kept, text, kept_ids=kept, kept_text=text)
+        if self._is_caller:
+            self._write(candidate.n, span)
+        spans = [*old.spans[:-1], span]
+        calls = [*map(replace, old.calls), Call(sum(len(s.ids) for s in spans), candidate.n)]
+        return Trace(
+            old.prompt_ids, spans, calls, student_read=replace(old.student_read), teacher_read=replace(old.teacher_read)
+        )
+
+    def _write(self, n: int, span: Span):
+        """Puts a command behind a span."""
+        command = command_ids(n, self._vocabulary, self._relay_rules.syntax)
+        span.ids, span.text = span.ids + command, span.text + self._relay_rules.syntax.render(n)
+        span.removed += len(command)
+
+    def _with_commands(self, trace: Trace) -> Trace:
+        """The answer of a student that was not shown its calls, with them."""
+        asking = (k for k, span in enumerate(trace.spans[1:]) if span.author is Author.TEACHER)
+        for k, call in zip(asking, trace.calls, strict=True):
+            self._write(call.requested, trace.spans[k])
+            call.position = sum(len(span.ids) for span in trace.spans[: k + 1])
+        return trace
+
+    async def _needs(self, trace: Trace, prompt: RelayPrompt, found: Found) -> list[tuple[int, int]]:
+        """Places behind the last call where a next one may help, and how many tokens it would take."""
+        if trace.spans[-1].author is not Author.STUDENT:
+            return []
+        span = trace.spans[-1]
+        start = trace.num_tokens - len(span.ids)
+        own = [math.exp(p) for p in span.logprobs or [0.0] * len(span.ids)]
+        scores = await self._scores(trace, prompt, found)
+        if scores is None:
+            return [(start + place, n) for place, n in self._guesses(span, own)]
+        scores = scores[-len(span.ids) :]
+        rules = self._rules
+        is_needed = [
+            theirs < rules.disagreement or mine < rules.doubt <= theirs
+            for mine, theirs in zip(own, scores, strict=True)
+        ]
+        is_open = [need or mine < rules.doubt for need, mine in zip(is_needed, own, strict=True)]
+        first = next((k for k, need in enumerate(is_needed) if need), None)
+        return [] if first is None else [(start + first, _reach(is_open, first, rules.gap))]
+
+    def _guesses(self, span: Span, own: list[float]) -> list[tuple[int, int]]:
+        """Where help may be needed as far as the student and the form of its answer tell."""
+        is_open = [mine < self._rules.doubt for mine in own]
+        starts = [k for k, doubt in enumerate(is_open) if doubt and (k == 0 or not is_open[k - 1])]
+        guesses = {(k, _reach(is_open, k, self._rules.gap)) for k in starts}
+        ends = [match.end() for match in re.finditer(self._rules.step_end or LINE_END, span.kept_text)]
+        places = [tokens_until(span.kept_ids, span.kept_text, end, self._vocabulary) for end in ends]
+        edges = sorted({0, *places, len(span.ids)})
+        guesses |= {(a, b - a) for a, b in itertools.pairwise(edges)}
+        return sorted(guesses)
+
+    async def _scores(self, trace: Trace, prompt: RelayPrompt, found: Found) -> list[float] | None:
+        """The teacher's probability of each token of the answer, commands left out; `None` if it gives none.
+
+        An end token of the student's is scored where both share a vocabulary; else it passes for certain.
+        """
+        if not isinstance(self._teacher, ScoringEngine):
+            return None
+        tags = (self._relay_rules.syntax.open_tag, self._relay_rules.syntax.close_tag)
+        context = teacher_context(prompt.teacher, trace, self._vocabulary, self._teacher, tags)
+        if not is_ids(context) or not is_ids(prompt.teacher) or self._teacher.vocabulary is None:
+            return None
+        is_shared = self._vocabulary.foreign_to(self._teacher.vocabulary, tags) is not None
+        last = trace.spans[-1].ids[-1:] if trace.stop is StopReason.EOS and is_shared else []
+        logprobs = await self._teacher.score(context + last, len(prompt.teacher)) if self._gives_scores else None
+        if logprobs is None:
+            if self._gives_scores:
+                self._gives_scores = False
+                self._tell()
+            return None
+        found.teacher_read += len(context) + len(last)
+        scores = [math.exp(p) for p in logprobs]
+        if is_shared:
+            return scores
+        theirs = context[len(prompt.teacher) :]
+        return [*aligned(trace.kept_ids, self._vocabulary, theirs, scores, self._teacher.vocabulary), 1.0]
+
+
+def _reach(is_open: Sequence[bool], first: int, gap: int) -> int:
+    """Tokens from `first` to the last open one that is reached over closed runs of at most `gap`."""
+    last = first
+    for k in range(first + 1, len(is_open)):
+        if is_open[k]:
+            last = k
+        elif k - last > gap:
+            break
+    return last - first + 1
