@@ -1,6 +1,6 @@
-"""What the training of CITER's router can be told: its fields, defaults and checks.
+"""The options of the training of CITER's router.
 
-Owns names and limits of options; the defaults are those of CITER's authors where they name them.
+Owns names, limits and defaults of options. Defaults are those of CITER's authors if they name them.
 """
 
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ class CiterConfig(PromptFields, TeacherFields):
     Args:
         student (`str`): folder or Hub id of the model whose hidden states are read, run by the transformers engine.
         output_dir (`str`): gets the router.
-        solution_column (`str`, *optional*, defaults to `"solution"`): a right solution of each problem, as the models should
-            write it; empty takes the teacher's own likeliest answers, where they are right.
+        solution_column (`str`, *optional*, defaults to `"solution"`): column with a right solution, as the models should
+            write it. If empty, the teacher's own greedy answers are used, if they are right.
         rounds (`int`, defaults to `2`): of labelling and training.
-        threshold (`float`, defaults to `0.95`): of the roll-outs that label again, and the one that evaluation takes
-            unless it is told another.
+        threshold (`float`, defaults to `0.95`): threshold of the roll-outs from round 2 on, and the default of the
+            evaluation.
         max_completion_length (`int`, defaults to `1000`): most tokens of an answer that the student finishes alone.
         rollout_length (`int`, defaults to `300`): most tokens of a roll-out from round 2 on.
         temperature (`float`, defaults to `0.0`): of both.

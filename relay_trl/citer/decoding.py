@@ -1,6 +1,6 @@
-"""Decoding under a router, token by token: the student's token where its score reaches the threshold, else the teacher's.
+"""Decoding with a router, token by token: the student's token if its score reaches the threshold, else the teacher's.
 
-Owns CITER's way of alternating. What the teacher is shown and how its words are spliced in is `relay.py`'s business.
+Owns CITER's way of alternating. `relay.py` asks the teacher and inserts its answer.
 """
 
 from dataclasses import replace
@@ -20,10 +20,10 @@ async def answer_by_router(
     seed: int | None,
     threshold: float | None = None,
 ) -> Trace:
-    """One answer. Each token of the teacher is a call for one token; no limit on calls has a say.
+    """One answer. Each token of the teacher is a call for one token, without a limit on calls.
 
     Args:
-        threshold (`float`, *optional*): scores below it ask the teacher; `None`: the router's own.
+        threshold (`float`, *optional*): the teacher is asked if the score is below it; `None`: the router's own threshold.
 
     Raises:
         ValueError: the student has no router, or there is no teacher.
@@ -47,9 +47,9 @@ async def continue_by_router(
     threshold: float,
     seed: int | None,
 ):
-    """Writes `trace` to its end. A teacher that has nothing to say leaves the student's token standing."""
+    """Writes `trace` to its end. If the teacher returns no token, the student's token stays."""
     one_token = replace(config, fixed_call_tokens=1, max_call_tokens=None)
-    # The engine's noise depends on seed and position, so that one seed does for all of an answer.
+    # The engine's noise depends on seed and position, so one seed is enough for an answer.
     sampling = RoutedSampling.of(replace(config.student, seed=seed), threshold)
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens
@@ -75,7 +75,7 @@ async def continue_by_router(
 
 
 def add_words(trace: Trace, ids: list[int], vocabulary: Vocabulary, logprobs: list[float] | None = None):
-    """Appends tokens of the student, an end token perhaps among them. A command in them is plain text."""
+    """Appends tokens of the student, which may include an end token. A command in them is plain text."""
     if not ids:
         return
     if not trace.spans or trace.spans[-1].author is not Author.STUDENT:

@@ -1,6 +1,6 @@
-"""The student's engine under a router: it stops where the router would rather have the teacher's token.
+"""The student's engine with a router: it stops where the router wants the teacher's token.
 
-Owns how hidden states are had from a transformers model. Engines of other kinds give none, and are refused here.
+Owns how hidden states are read from a transformers model. Other engines give none and are refused here.
 """
 
 from dataclasses import dataclass, fields
@@ -15,8 +15,8 @@ from .router import Router, RouterRecord, load_router
 
 @dataclass(frozen=True)
 class RoutedSampling(Sampling):
-    """[`Sampling`] that ends with `FinishReason.STOP` at the first token whose score is below the threshold. That token is
-    the last of the generation: what the student would have written.
+    """[`Sampling`] that ends with `FinishReason.STOP` at the first token whose score is below the threshold. The last token of
+    the generation is that token, which the student would have written.
 
     Args:
         threshold (`float`, defaults to `0.0`): 0 never stops, a value above 1 stops at every token.
@@ -32,16 +32,16 @@ class RoutedSampling(Sampling):
 
 
 class RoutedEngine(TransformersEngine):
-    """A [`TransformersEngine`] whose requests with a [`RoutedSampling`] are watched by a router; others are as ever.
+    """A [`TransformersEngine`] with a router for requests with [`RoutedSampling`]. Other requests are not affected.
 
     Args:
         model ([`~transformers.PreTrainedModel`]), tokenizer: as for [`TransformersEngine`].
         router ([`Router`], *optional*): may be set later (`engine.router = ...`).
-        record ([`RouterRecord`], *optional*): of the router, for its default threshold.
+        record ([`RouterRecord`], *optional*): the router's record, with its default threshold.
         kwargs: of [`TransformersEngine`].
 
     Raises:
-        ValueError: the router reads states of another size than the model's.
+        ValueError: the router needs hidden states of another size than the model has.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class RoutedEngine(TransformersEngine):
         self.router = None if router is None else router.to(model.device)
         self.record = record
         self._states = torch.empty(0)
-        # What goes into the output layer is the last layer's state, of the positions that logits are asked for.
+        # The input of the output layer is the last layer's state at the positions whose logits are computed.
         model.get_output_embeddings().register_forward_pre_hook(self._keep_states)
 
     @classmethod
     def over(cls, engine: Engine, router: Router | None = None, record: RouterRecord | None = None) -> "RoutedEngine":
-        """The engine `engine`, with hidden states.
+        """`engine` with access to hidden states.
 
         Raises:
-            ValueError: it is no transformers engine.
+            ValueError: it is not a transformers engine.
         """
         if not isinstance(engine, TransformersEngine):
             raise ValueError(
@@ -95,11 +95,11 @@ class RoutedEngine(TransformersEngine):
 
     @torch.no_grad()
     def read(self, prompt: list[int], completion: list[int]) -> tuple[torch.Tensor, list[int]]:
-        """Reads a given completion.
+        """Reads a completion.
 
         Returns:
-            `tuple[torch.Tensor, list[int]]`: the hidden state before each of its tokens, shape (T, h) on the CPU, and the
-            student's likeliest token there, T of them.
+            `tuple[torch.Tensor, list[int]]`: the hidden state before each token, shape (T, h) on the CPU, and the student's
+            likeliest token at each of the T places.
         """
         ids = torch.tensor([prompt + completion], device=self.model.device)
         logits = self.model(input_ids=ids, use_cache=False).logits[0]
@@ -108,7 +108,7 @@ class RoutedEngine(TransformersEngine):
 
 
 def with_router(engine: Engine, folder: str) -> RoutedEngine:
-    """`engine`, the student's, with the router that `recipes/train_citer.py` wrote to `folder`.
+    """The student's engine with the router that `recipes/train_citer.py` wrote to `folder`.
 
     Raises:
         FileNotFoundError: there is no router in the folder.

@@ -1,7 +1,7 @@
 """The labels of CITER: at which positions of a reference solution the student's own token may stay.
 
-Owns the three kinds of positions and the rounds of labelling. Round 1 lets the student finish alone from its own token,
-round 2 and on lets student and router finish together.
+Owns the three kinds of positions and the rounds of labelling. In round 1 the student finishes alone from its own token; from
+round 2 on, student and teacher finish together under the router.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from .engine import RoutedEngine
 
 
 class Kind(StrEnum):
-    """What settles a position: the student's token is the reference's (1), else the teacher's is (0), else a roll-out."""
+    """What decides the label: the student's token is that of the reference (1), else the teacher's is (0), else a roll-out."""
 
     STUDENT = "student"
     TEACHER = "teacher"
@@ -35,7 +35,7 @@ class Reference:
 
     Args:
         prompt ([`RelayPrompt`]).
-        ids (`list[int]`): the solution in the student's vocabulary, end token included, T of them.
+        ids (`list[int]`): the solution in the student's vocabulary, with the end token.
         gold (`str` or `list[str]`).
     """
 
@@ -49,9 +49,9 @@ class Position:
     """One token of a reference.
 
     Args:
-        question (`int`): which reference.
-        index (`int`): which of its tokens.
-        own (`int`): the student's likeliest token there.
+        question (`int`): index of the reference.
+        index (`int`): index of the token.
+        own (`int`): the student's likeliest token at this place.
         kind ([`Kind`]).
         label (`int`): 1 = keep the student's token.
     """
@@ -69,15 +69,15 @@ class Labeller:
     Args:
         references (`Sequence[Reference]`).
         student ([`RoutedEngine`]), teacher ([`Engine`]).
-        grader ([`Grader`]): judges roll-outs.
-        config ([`RelayRules`]): its syntax, and `max_completion_tokens` for the student's answers from a position of its own
-            in round 1.
+        grader ([`Grader`]): grades roll-outs.
+        config ([`RelayRules`]): the syntax, and `max_completion_tokens` of the answers that the student finishes alone in
+            round 1.
         temperature (`float`, defaults to `0.0`): of these answers and of roll-outs.
         max_in_flight (`int`, defaults to `256`): requests at a time.
         on_done (`Callable`): called after each request, for a progress bar.
 
     Attributes:
-        positions (`list[Position]`): all of them, in order, after [`~Labeller.first_round`].
+        positions (`list[Position]`): all positions, in order, after [`~Labeller.first_round`].
         states (`torch.Tensor` of shape (N, h)): the student's hidden state at each.
         questions (`torch.Tensor` of shape (N,)): the reference of each.
     """
@@ -108,13 +108,13 @@ class Labeller:
         return torch.tensor([position.label for position in self.positions])
 
     def counts(self) -> dict[str, int]:
-        """Positions by kind, and how many of the open ones may keep the student's token."""
+        """Number of positions by kind, and how many of the open ones may keep the student's token."""
         by_kind = {kind.value: sum(p.kind is kind for p in self.positions) for kind in Kind}
         return {**by_kind, "open_kept": sum(p.label for p in self.positions if p.kind is Kind.OPEN)}
 
     async def first_round(self, seed: int = 0):
-        """Reads the references, asks the teacher where the student would write another token, and lets the student finish
-        alone where the teacher would too.
+        """Reads the references. Where the student would write another token, it asks the teacher; where the teacher would
+        too, the student finishes alone.
         """
         states, positions = [], []
         for question, reference in enumerate(self.references):
@@ -137,11 +137,11 @@ class Labeller:
         await self._label_open(0.0, self.config.max_completion_tokens, seed)
 
     async def next_round(self, threshold: float, max_tokens: int, seed: int = 0):
-        """Labels the open positions again, by roll-outs of the student under its current router."""
+        """Labels the open positions again, by roll-outs with the current router."""
         await self._label_open(threshold, max_tokens, seed)
 
     def _begin(self, position: Position, with_own: bool) -> Trace:
-        """The reference up to a position, and the student's own token there if it is wanted."""
+        """The reference up to a position, with the student's own token if `with_own`."""
         reference = self.references[position.question]
         trace = Trace(prompt_ids=list(reference.prompt.student))
         add_words(trace, reference.ids[: position.index], self.student.vocabulary)
@@ -164,7 +164,7 @@ class Labeller:
         return span.ids[0] if span is not None and span.author is Author.TEACHER else None
 
     async def _label_open(self, threshold: float, max_tokens: int, seed: int):
-        """Lets the student finish from its own token, and the teacher help it below `threshold` (0: never)."""
+        """Lets the student finish from its own token, with the teacher below `threshold` (0: without the teacher)."""
         open_ones = [position for position in self.positions if position.kind is Kind.OPEN]
 
         async def roll_out(i: int) -> str:

@@ -1,7 +1,6 @@
-"""The router of CITER: a small network that says from the student's hidden state whether to keep the student's token.
+"""The router of CITER: a small network that decides from the student's hidden state whether to keep its token.
 
-Owns the network, its training and its file. Where labels come from is `labels.py`'s business, what a score decides is
-`decoding.py`'s.
+Owns the network, its training and its file. `labels.py` makes the labels, `decoding.py` uses the scores.
 """
 
 import copy
@@ -44,7 +43,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def score(self, states: torch.Tensor) -> torch.Tensor:
-        """P(keep the student's token), shape (N,), whatever mode the network is in."""
+        """P(keep the student's token), shape (N,), in evaluation mode."""
         was_training = self.training
         self.eval()
         scores = self(states.to(next(self.parameters()).dtype)).sigmoid()
@@ -54,15 +53,15 @@ class Router(nn.Module):
 
 @dataclass
 class RouterRecord:
-    """What is known of a trained router; written beside its weights.
+    """The record of a trained router, written beside its weights.
 
     Args:
         student (`str`): the model whose hidden states it reads.
         hidden_size (`int`).
-        threshold (`float`): below this score a token is the teacher's, where a method names no threshold of its own.
-        teacher (`str`, *optional*): whose tokens the labels were made with.
-        rounds (`list[dict]`): counts of labels and losses, one entry a round.
-        thresholds (`dict[str, float]`): threshold by the share of positions that lie below it, on held-out questions.
+        threshold (`float`): the default: below this score a token is the teacher's.
+        teacher (`str`, *optional*): the teacher that the labels were made with.
+        rounds (`list[dict]`): counts of labels and losses, one entry for each round.
+        thresholds (`dict[str, float]`): thresholds by the share of held-out positions below them.
     """
 
     student: str
@@ -75,8 +74,8 @@ class RouterRecord:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a training of the router went: epochs until the best one, and on the held-out questions its loss, its share of
-    labels told right at 0.5, and the probability that it ranks a kept token above a replaced one (`None` without both).
+    """The result of a router's training: epochs up to the best one, and on the held-out questions the loss, the share of
+    right labels at 0.5, and the probability that a kept token gets a higher score than a replaced one (`None` without both).
     """
 
     epochs: int
@@ -86,7 +85,7 @@ class Fit:
 
 
 def split_by_question(questions: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    """Which positions, shape (N,), are held out: all or none of a question's, about `share` of the questions."""
+    """Which positions are held out, shape (N,): all or none of a question, for about `share` of the questions."""
     names = questions.unique()
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
     held_out = names[order[: max(1, round(share * len(names)))]]
@@ -104,16 +103,16 @@ def train_router(
     patience: int = 5,
     held_out_share: float = 0.2,
 ) -> tuple[Router, Fit, torch.Tensor]:
-    """Trains a router by binary cross-entropy with Adam; the weights of the best epoch are kept, not those of the last.
+    """Trains a router with binary cross-entropy and Adam. The weights of the best epoch are kept.
 
     Args:
         states (`torch.Tensor` of shape (N, h)), labels (`torch.Tensor` of shape (N,), 1 = keep the student's token).
-        questions (`torch.Tensor` of shape (N,)): which question each position belongs to: the split is by question, for
-            positions of one answer resemble each other.
-        patience (`int`, defaults to `5`): epochs without a better held-out loss before training ends.
+        questions (`torch.Tensor` of shape (N,)): the question of each position. The split is by question, because positions
+            of one answer are similar.
+        patience (`int`, defaults to `5`): training ends after so many epochs without a better held-out loss.
 
     Returns:
-        `tuple[Router, Fit, torch.Tensor]`: the router, how it went, and which positions were held out.
+        `tuple[Router, Fit, torch.Tensor]`: the router, the result, and which positions were held out.
 
     Raises:
         ValueError: there are fewer than two questions, or labels of one kind only.
@@ -134,7 +133,7 @@ def train_router(
         for epoch in range(1, max_epochs + 1):
             router.train()
             for part in torch.randperm(len(train_x)).split(batch_size):
-                if len(part) < 2:  # batch norm has no spread to divide by
+                if len(part) < 2:  # batch norm needs two to have a spread
                     continue
                 optimizer.zero_grad()
                 binary_cross_entropy_with_logits(router(train_x[part]), train_y[part]).backward()
@@ -164,7 +163,7 @@ def _ranking(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
 
 
 def thresholds_for(scores: torch.Tensor, shares: Sequence[float]) -> dict[str, float]:
-    """The thresholds below which these shares of the scores, shape (N,), lie."""
+    """For each share, the threshold below which this share of the scores, shape (N,), lies."""
     wanted = torch.quantile(scores.double(), torch.tensor(shares, dtype=torch.double))
     return {f"{share:g}": round(value, 6) for share, value in zip(shares, wanted.tolist(), strict=True)}
 
@@ -183,7 +182,7 @@ def load_router(folder: str | Path) -> tuple[Router, RouterRecord]:
 
     Raises:
         FileNotFoundError: there is none in the folder.
-        ValueError: it is of another format, or broken.
+        ValueError: it has another format, or is broken.
     """
     record_path, weights_path = Path(folder) / RECORD_NAME, Path(folder) / WEIGHTS_NAME
     if not record_path.is_file() or not weights_path.is_file():
@@ -198,6 +197,6 @@ def load_router(folder: str | Path) -> tuple[Router, RouterRecord]:
         record = RouterRecord(**data)
         router = Router(record.hidden_size)
         router.load_state_dict(load_file(weights_path))
-    except Exception as error:  # a file cut short raises whatever its reader does
+    except Exception as error:  # the reader of a cut file can raise anything
         raise ValueError(f"The router in {folder} cannot be read ({error}); train it again.") from error
     return router.eval(), record

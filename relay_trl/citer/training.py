@@ -1,6 +1,6 @@
-"""The training of CITER's router from problems to file: references, rounds of labels and training, thresholds.
+"""The training of CITER's router, from problems to its file: references, rounds of labels and training, thresholds.
 
-Owns the order of things. Labels are `labels.py`'s, the network `router.py`'s.
+Owns the order of the steps. `labels.py` makes the labels, `router.py` has the network.
 """
 
 import logging
@@ -21,7 +21,7 @@ from .router import Router, RouterRecord, thresholds_for, train_router
 logger = logging.getLogger(__name__)
 
 SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
-"""Shares of positions for which a router's record names thresholds."""
+"""Shares of positions whose thresholds are written to a router's record."""
 
 
 async def find_references(
@@ -33,7 +33,7 @@ async def find_references(
     config: CiterConfig,
     on_done: Callable[[], object] = lambda: None,
 ) -> list[Reference]:
-    """A right solution for each row that has one: from its `solution_column`, else what the teacher writes and gets right.
+    """A right solution for each row that has one: from its `solution_column`, else the teacher's own answer if it is right.
 
     Raises:
         ValueError: rows without the column, or no right solution at all.
@@ -99,7 +99,7 @@ async def train_citer(
 
     Raises:
         EngineError: the teacher failed.
-        ValueError: the labels are of one kind only.
+        ValueError: all labels are the same.
     """
     rules = RelayRules(max_completion_tokens=config.max_completion_length, syntax=config.syntax)
     labeller = Labeller(references, student, teacher, grader, rules, config.temperature, config.max_in_flight, on_done)

@@ -1,1 +1,1 @@
-"""What a run or a service will need, worked out from configs before any weights are loaded."""
+"""Plans what a training or a service will need, from configs and without weights."""

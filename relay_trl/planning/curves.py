@@ -1,5 +1,6 @@
-"""Service curves: how fast an engine serves a model. Measured by `benchmarks/service_curves.py`, or estimated from a GPU's
-figures; each says which.
+"""Service curves: how fast an engine serves a model, measured by `benchmarks/service_curves.py` or estimated.
+
+An estimate is from a GPU's data sheet. Each curve says where its figures come from.
 """
 
 import json
@@ -17,10 +18,10 @@ class Curve:
     Args:
         name (`str`): the model.
         source (`str`): where the figures come from: hardware, and whether they were measured.
-        batch (`list[int]`), step_s (`list[float]`): seconds of one decoding step with so many requests, in between drawn
-            straight and beyond with the last slope.
-        prefill_tokens_per_s (`float`): context tokens read a second.
-        max_batch (`int`): requests at a time.
+        batch (`list[int]`), step_s (`list[float]`): seconds of one decoding step for each number of requests; linear in
+            between, and with the last slope beyond.
+        prefill_tokens_per_s (`float`): context tokens read in a second.
+        max_batch (`int`): most requests at a time.
     """
 
     name: str
@@ -52,8 +53,8 @@ class Curve:
     def estimate(
         cls, model: str, memory_gib: float = 80.0, flops: float = 400e12, bandwidth: float = 2.0e12
     ) -> "Curve":
-        """A curve from figures of a GPU: a step reads all weights and caches once and computes 2 operations a parameter and
-        token. The defaults are what an 80 GB H100 reaches in practice of its data sheet, about 40 % and 60 %.
+        """A curve from a GPU's figures. A step reads all weights and caches once and computes 2 operations per parameter and
+        token. The defaults are about 40 % and 60 % of the data sheet of an H100 with 80 GB, which is reached in practice.
         """
         shape = Shape.of(model)
         context, sizes = 2048, [1, 8, 32, 64, 128, 256]

@@ -1,7 +1,7 @@
-"""What a training takes of each process's memory, part by part, and what its batches amount to.
+"""The memory of a training on each process, part by part, and the size of its batches.
 
-Owns the arithmetic. Activations are not guessed: the student runs forward once with shapes and without numbers, and what it
-keeps for the backward pass is counted.
+Owns the arithmetic. Activations are counted: the student runs forward once with shapes and without numbers, and what it keeps
+for the backward pass is added up.
 """
 
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from ..options import broken_groups
 from .models import Shape, fake_model, load_config
 
 _TILE_TOKENS, _TILE_WORDS = 4096, 32768
-"""The tile of logits that TRL's fused head works on (`trl.kernels.chunked_logprob`); the whole width is set aside."""
+"""Width of the tile of logits in TRL's fused head (`trl.kernels.chunked_logprob`); all of it is allocated."""
 _TILE_COPIES = 7.25
-"""Copies of a tile in float32 that live at once where its gradient is computed with torch's own operations
-(`_backward_tile` there: y, z, log p, p, the gradient, a mask of bytes and two intermediate ones); on a GPU one kernel does without."""
+"""Copies of a tile in float32 that exist at once when torch's own operations compute its gradient (`_backward_tile` there: y, z,
+log p, p, the gradient, a mask of bytes and two intermediate ones). On a GPU, one kernel needs none of them."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,22 @@ class Training:
     """The options of a run that its memory depends on.
 
     Args:
-        batch (`int`): sequences of one forward pass on one process.
-        tokens (`int`): of the longest sequence, prompt and completion.
+        batch (`int`): sequences in one forward pass on one process.
+        tokens (`int`): tokens of the longest sequence, with prompt and completion.
         processes (`int`, defaults to `1`), zero_stage (`int`, defaults to `0`): FSDP 2 counts as 3.
         is_deepspeed (`bool`): DeepSpeed computes in half precision with a float32 copy in its optimizer.
         offloads_optimizer, offloads_weights (`bool`): to main memory.
         is_half (`bool`): bf16 or fp16 computation.
         weight_bytes (`float`, defaults to `4`): of one parameter as loaded; 0.55 in 4 bit.
         has_checkpointing (`bool`): gradient checkpointing.
-        accumulation (`int`, defaults to `1`): forward passes of an update.
+        accumulation (`int`, defaults to `1`): forward passes in an update.
         has_reference (`bool`): a copy of the student for the KL term.
         peft (`PeftConfig`, *optional*): the adapter.
         optimizer_bytes (`float`, defaults to `8`): of one trained parameter; 2 for 8-bit Adam.
         engine_bytes (`float`, defaults to `0`): vLLM's share of the memory.
-        is_engine_asleep (`bool`): whether it leaves its share to the update.
+        is_engine_asleep (`bool`): whether vLLM frees its share during the update.
         is_on_cpu (`bool`, defaults to `False`).
-        rollouts (`int`, defaults to `0`): drawn at a time on this process without vLLM, whose cache is counted.
+        rollouts (`int`, defaults to `0`): rollouts drawn at a time on this process without vLLM; their cache is counted.
     """
 
     batch: int
@@ -65,7 +65,7 @@ class Training:
 
 @dataclass
 class Memory:
-    """Bytes on one process by part, and the two moments at which they peak."""
+    """Bytes on one process by part, and the two moments at which they have their peak."""
 
     parts: dict[str, float] = field(default_factory=dict)
     at_update: float = 0.0
@@ -77,7 +77,7 @@ class Memory:
 
 
 def training_memory(student: str, run: Training) -> Memory:
-    """What `run` takes of one process's memory."""
+    """The memory of one process for `run`."""
     shape = Shape.of(student)
     kept, layer, trained = count_activations(student, run)
     shard = run.processes if run.zero_stage else 1
@@ -89,7 +89,7 @@ def training_memory(student: str, run: Training) -> Memory:
     parts = {
         "weights": (whole + adapter) / (shard if run.zero_stage == 3 else 1),
         "gradients": trained * (2.0 if is_master_kept else 4.0) / (shard if run.zero_stage >= 2 else 1),
-        "buckets": trained * 4.0 if has_buckets else 0.0,  # in which DDP exchanges the gradients, beside them
+        "buckets": trained * 4.0 if has_buckets else 0.0,  # DDP exchanges gradients in buckets, beside the gradients
         "optimizer": trained * (run.optimizer_bytes + (4 if is_master_kept else 0)) / shard,
         "reference": whole / (shard if run.zero_stage == 3 else 1) if run.has_reference and run.peft is None else 0.0,
         "activations": kept + layer,
@@ -100,14 +100,14 @@ def training_memory(student: str, run: Training) -> Memory:
     if run.offloads_optimizer:
         parts["optimizer"] = 0.0
     if run.offloads_weights:
-        parts["weights"] = whole / shape.layers  # the layer that is computed with
+        parts["weights"] = whole / shape.layers  # the layer that is being computed
     resident = sum(parts[name] for name in ("weights", "buckets", "optimizer", "reference"))
     gathered = whole - parts["weights"] if run.zero_stage == 3 and not run.engine_bytes else 0.0
     engine_at_update = 0.0 if run.is_engine_asleep else run.engine_bytes
-    # What a layer keeps is given up as its gradients come, so that the peak lies at either end of the backward pass
+    # A layer's activations are freed as its gradients are made, so the peak is at one of the two ends of the backward pass
     are_gradients_there = run.is_deepspeed or run.accumulation > 1
     at_head = kept + parts["head"] + (parts["gradients"] if are_gradients_there else 0.0)
-    # The gradient of an embedding that is the head as well comes in two pieces
+    # The gradient of a tied embedding comes in two parts
     twice = 4.0 * shape.vocabulary * shape.hidden if shape.is_tied and run.peft is None else 0.0
     at_end = (kept if run.has_checkpointing else 0.0) + layer + parts["gradients"] + twice
     memory = Memory(parts)
@@ -118,18 +118,18 @@ def training_memory(student: str, run: Training) -> Memory:
 
 def _head(shape: Shape, run: Training) -> float:
     tokens, words = min(_TILE_TOKENS, run.batch * run.tokens), min(_TILE_WORDS, shape.vocabulary)
-    width = words if run.is_on_cpu else _TILE_WORDS  # main memory that is never written to is not taken
+    width = words if run.is_on_cpu else _TILE_WORDS  # main memory that is never written is not taken
     tile = tokens * width * (2 if run.is_half else 4)
     copies = _TILE_COPIES * 4 * tokens * words if run.is_on_cpu else 0
     of_inputs, of_weight = run.batch * run.tokens * shape.hidden, shape.vocabulary * shape.hidden
-    return tile + copies + 4 * (of_inputs + (of_weight if run.peft is None else 0))  # and both gradients in float32
+    return tile + copies + 4 * (of_inputs + (of_weight if run.peft is None else 0))  # with both gradients in float32
 
 
 def count_activations(student: str, run: Training) -> tuple[float, float, int]:
-    """Bytes that a forward pass keeps until the head is computed, those that come to it later, for one layer at a time, and
-    how many parameters are trained.
+    """Bytes that a forward pass keeps until the head is computed, bytes that one layer needs in addition later, and the number
+    of trained parameters.
 
-    With checkpointing the first are every layer's input, the others all that a layer keeps when it is computed again.
+    With checkpointing, the first are the inputs of all layers, and the second what a layer keeps when it is computed again.
     """
     with torch.device("meta"):
         model = fake_model(load_config(student))
@@ -138,7 +138,7 @@ def count_activations(student: str, run: Training) -> tuple[float, float, int]:
             model = get_peft_model(model, run.peft)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with FakeTensorMode():
-        for module in backbone.modules():  # in this mode tensors of a device can be made, but not moved there
+        for module in backbone.modules():  # in this mode tensors can be made on a device but not moved to it
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
                     if tensor is not None:
@@ -167,14 +167,14 @@ def count_activations(student: str, run: Training) -> tuple[float, float, int]:
 
 @dataclass(frozen=True)
 class Batches:
-    """What one draw of rollouts amounts to, over all processes.
+    """The size of one draw of rollouts, over all processes.
 
     Attributes:
         rollouts (`int`), prompts (`int`), updates (`int`): optimizer steps that a draw serves.
         rollouts_per_update (`int`).
-        tokens (`float`): written in a draw if every completion is `mean_tokens` long.
-        teacher_tokens (`float`): of these by the teacher, at the given share.
-        teacher_reads (`float`), teacher_reads_cached (`float`): context tokens that the teacher reads for `calls` calls a
+        tokens (`float`): tokens written in a draw if completions have `mean_tokens` tokens.
+        teacher_tokens (`float`): how many of them the teacher writes, at the given share.
+        teacher_reads (`float`), teacher_reads_cached (`float`): context tokens that the teacher reads for `calls` calls in a
             rollout, without and with a prefix cache.
     """
 
@@ -202,13 +202,13 @@ def batches(
     """The arithmetic of a draw.
 
     Raises:
-        ValueError: the batch splits no group evenly.
+        ValueError: the batch does not hold complete groups.
     """
     rollouts = per_device * processes * per_generation
     if said := broken_groups(per_device, processes, per_generation, group):
         raise ValueError(f"{said}; change one of them.")
     reads = calls * (mean_prompt + mean_tokens / 2)
-    cached = mean_prompt + mean_tokens * calls / (calls + 1) if calls >= 1 else reads  # up to the last call, once
+    cached = mean_prompt + mean_tokens * calls / (calls + 1) if calls >= 1 else reads  # unwritten main memory is not taken
     tokens = rollouts * mean_tokens
     return Batches(
         rollouts,

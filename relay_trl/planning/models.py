@@ -1,6 +1,6 @@
-"""A model as planning sees it: its config, and what follows from it without weights.
+"""The size of a model from its config, without its weights.
 
-Owns where a config comes from when there is no network (`known_models.json`) and how parameters are counted.
+Owns where a config comes from without a network (`known_models.json`) and how parameters are counted.
 """
 
 import json
@@ -15,15 +15,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 @cache
 def known_models() -> dict[str, dict[str, Any]]:
-    """Configs of models that the shipped recipes name, by Hub id, so that a plan needs no network."""
+    """Configs of the models in the shipped YAMLs, by Hub id, so that a plan needs no network."""
     return json.loads((Path(__file__).parent / "known_models.json").read_text(encoding="utf-8"))
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """The config of a model: a folder's, a known one, or the Hub's.
+    """The config of a model, from a folder, the known models, or the Hub.
 
     Raises:
-        OSError: it can be had from nowhere.
+        OSError: there is none.
     """
     if not Path(name).is_dir() and name in known_models():
         facts = dict(known_models()[name])
@@ -38,13 +38,13 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def fake_model(config: PreTrainedConfig, attention: str = "sdpa"):
-    """The model with its shapes and without its weights; only inside a `FakeTensorMode`, or on the meta device."""
+    """The model with shapes and without weights. Use it only inside a `FakeTensorMode` or on the meta device."""
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's config says about its size.
+    """The size of a model, from its config.
 
     Attributes:
         name (`str`), parameters (`int`), layers (`int`), hidden (`int`), vocabulary (`int`).
@@ -64,7 +64,7 @@ class Shape:
 
     @classmethod
     def of(cls, name: str) -> "Shape":
-        """The shape of a folder's, a known or a Hub model."""
+        """The shape of a model, by folder, known name or Hub id."""
         config = load_config(name)
         with FakeTensorMode():
             parameters = sum(p.numel() for p in fake_model(config).parameters())

@@ -1,6 +1,6 @@
-"""A plan in words and tables: reads a training's YAML and how it is launched, and says what fits and what does not.
+"""Prints a plan: reads a training's YAML and its launch file, and says what fits and what does not.
 
-Owns what is printed and warned of; the arithmetic is `memory.py`'s and `service.py`'s.
+Owns the output and the warnings. `memory.py` and `service.py` have the arithmetic.
 """
 
 import difflib
@@ -25,12 +25,12 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 class Options:
-    """A training's YAML with the defaults of what it leaves out; nothing is made of it, so that a plan for GPUs can be had
-    on a machine without any.
+    """A training's YAML with defaults for what is missing. No config object is made, so that a plan for GPUs is possible on a
+    machine without GPUs.
 
     Args:
         path (`str`): the YAML.
-        grpo, sft (`list[type]`): the config classes of either training, beside [`~trl.ModelConfig`].
+        grpo, sft (`list[type]`): the config classes of the two trainings, beside [`~trl.ModelConfig`].
     """
 
     def __init__(self, path: str, grpo: list[type], sft: list[type]):
@@ -55,7 +55,7 @@ class Options:
         return None if default is MISSING else default
 
     def peft(self):
-        """The adapter's config, `None` without one."""
+        """The adapter's config; `None` without an adapter."""
         keys = {item.name for item in fields(ModelConfig)}
         return get_peft_config(ModelConfig(**{k: v for k, v in self.given.items() if k in keys}))
 
@@ -95,7 +95,7 @@ def training_of(options: Options, launch: dict[str, Any], processes: int, gpu_me
 
 
 def steps_per_generation(options: Options) -> int:
-    """As TRL fills it in."""
+    """The value that TRL fills in."""
     return options.steps_per_generation or options.gradient_accumulation_steps or 1
 
 

@@ -1,6 +1,6 @@
-"""How many GPUs a service of a pair needs, by a small queueing simulation over the engines' service curves.
+"""How many GPUs a service of a pair needs, from a small queueing simulation over the engines' service curves.
 
-Owns the simulation and the search for the smallest service that keeps its promise.
+Owns the simulation and the search for the smallest service that is fast enough.
 """
 
 import heapq
@@ -11,19 +11,19 @@ from dataclasses import dataclass, field, replace
 from .curves import Curve
 
 _STRIDE = 8
-"""Decoding steps that are simulated as one; a newcomer waits for so many at most."""
+"""Decoding steps that are simulated as one; a new request waits for at most so many."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What is asked of a service.
+    """The demand on a service.
 
     Args:
-        requests_per_s (`float`): they come at random (Poisson).
+        requests_per_s (`float`): requests arrive at random (Poisson).
         prompt_tokens (`int`), answer_tokens (`int`): means; answers vary log-normally with `spread`.
-        calls (`float`): of an answer, mean.
+        calls (`float`): mean number of calls in an answer.
         rho (`float`): the teacher's share of an answer's tokens.
-        has_prefix_cache (`bool`): whether the engines keep what they have read.
+        has_prefix_cache (`bool`): whether the engines have a prefix cache.
         spread (`float`, defaults to `0.5`).
     """
 
@@ -68,7 +68,7 @@ def _turns(demand: Demand, rng: random.Random) -> list[_Turn]:
     answer = max(2, round(demand.answer_tokens * math.exp(sigma * rng.gauss(0, 1) - sigma * sigma / 2)))
     whole = int(demand.calls)
     calls = whole + (rng.random() < demand.calls - whole)
-    # A call's length keeps the mean share, though some answers have no call
+    # The length of a call keeps the mean share, although some answers have no call
     each = max(1, round(demand.rho * demand.answer_tokens / demand.calls)) if calls else 0
     own = max(calls + 1, answer - calls * each)
     turns, done, seen_by_teacher = [_Turn(False, demand.prompt_tokens, own // (calls + 1))], own // (calls + 1), 0
@@ -85,11 +85,11 @@ def _turns(demand: Demand, rng: random.Random) -> list[_Turn]:
 
 @dataclass
 class Result:
-    """What a simulated service did.
+    """The result of a simulation.
 
     Attributes:
         answer_s (`list[float]`): seconds of each answer, sorted.
-        busy (`dict[str, float]`): share of the time that students and teachers were at work.
+        busy (`dict[str, float]`): share of the time in which students and teachers were busy.
     """
 
     answer_s: list[float]
@@ -111,10 +111,10 @@ class _Station:
 def simulate(
     demand: Demand, students: int, teachers: int, student: Curve, teacher: Curve, requests: int = 400, seed: int = 0
 ):
-    """Runs a service with so many engines on random requests; returns a [`Result`].
+    """Simulates a service with these numbers of engines on random requests; returns a [`Result`].
 
-    A job goes to the engine with the least to do, and stays with the one that has its prefix when caches are kept. The first
-    third of the answers, given while the service fills up, is not counted.
+    A job goes to the engine with the least work. With a prefix cache it stays with the engine that has its prefix. The first
+    third of the answers is not counted, because the service fills up in this time.
     """
     rng = random.Random(seed)
     stations = {False: [_Station(student) for _ in range(students)], True: [_Station(teacher) for _ in range(teachers)]}
@@ -185,7 +185,7 @@ class Service:
 
     Attributes:
         students (`int`), teachers (`int`): engines of each.
-        median_s (`float`), slow_s (`float`): seconds of the middle and of the 95th answer of a hundred.
+        median_s (`float`), slow_s (`float`): seconds of the median answer and of the 95th percentile.
         busy (`dict[str, float]`).
     """
 
@@ -197,16 +197,16 @@ class Service:
 
 
 _LARGEST = 8
-"""Engines of the kind that needs more which are simulated; larger services are several such."""
+"""Most engines to simulate of the kind that needs more; a larger service is a multiple of this."""
 
 
 def size_service(demand: Demand, student: Curve, teacher: Curve, slowdown: float = 2.0, seed: int = 0) -> Service:
-    """The smallest service whose 95th answer of a hundred takes at most `slowdown` times what it takes alone.
+    """The smallest service in which 95 % of the answers take at most `slowdown` times as long as alone.
 
     Args:
         demand ([`Demand`]).
         student, teacher ([`Curve`]).
-        slowdown (`float`, defaults to `2.0`): what is promised.
+        slowdown (`float`, defaults to `2.0`): the allowed factor.
         seed (`int`, defaults to `0`).
     """
     alone = simulate(replace(demand, requests_per_s=1e-6), 1, 1, student, teacher, 200, seed)
@@ -221,14 +221,14 @@ def size_service(demand: Demand, student: Curve, teacher: Curve, slowdown: float
             if t.is_teacher == is_teacher
         ) / len(sample)
         need[is_teacher] = demand.requests_per_s * work
-    cells = max(1.0, max(need.values()) / _LARGEST)  # a service of this many equal parts
+    cells = max(1.0, max(need.values()) / _LARGEST)  # number of equal parts of the service
     part = replace(demand, requests_per_s=demand.requests_per_s / cells)
     count = {kind: max(1, math.ceil(work / cells / 0.9)) for kind, work in need.items()}
     if demand.calls == 0:
         count[True] = 0
     requests = max(
         300, math.ceil(4 * part.requests_per_s * alone.quantile(0.95))
-    )  # several times what is under way at once
+    )  # several times the requests under way at once
     while True:
         found = simulate(part, count[False], count[True], student, teacher, requests, seed)
         if found.quantile(0.95) <= limit:

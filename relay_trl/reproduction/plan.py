@@ -1,7 +1,7 @@
 """A plan of trainings and evaluations on an embedded pair: warm-ups, candidates for the relay's settings, runs, seeds.
 
-Owns what a plan holds and what each of its stages is called and given. How a recipe is started is `reproduction/stages.py`'s business,
-the order of it all that of `recipes/reproduce.py`.
+Owns the contents of a plan, and the names and options of its stages. `stages.py` starts recipes; `recipes/reproduce.py` has
+the order.
 """
 
 import json
@@ -15,27 +15,27 @@ import yaml
 from .stages import stage
 
 PASSED_ON = {"train_citer": "citer_router"}
-"""Recipes beside grpo_relay that train something for the untrained student, and the option by which the evaluation takes it;
-the file that the recipe writes last has that name too."""
+"""Recipes beside grpo_relay that train something for the untrained student, and the option of the evaluation for it. The file
+that the recipe writes last has the same name."""
 
 
 @dataclass
 class Reproduction:
-    """What a plan's YAML holds, and its stages. One whose result is there is not run again.
+    """A plan's YAML and its stages. A stage whose result exists is not run again.
 
     Args:
-        output_dir (`str`): where everything goes.
-        pair (`str`): the folder of `student` and `teacher`.
+        output_dir (`str`): folder for all results.
+        pair (`str`): the folder with `student` and `teacher`.
         validation_size (`int`), test_size (`int`): problems.
         ends (`list[str]`): methods that need no training, `student` and `teacher` among them.
-        warmups (`dict[str, dict]`): by name, options over build_warmup.yaml (`build`) and sft_warmup.yaml (`sft`), and whose
-            data they take (`data`).
-        candidates (`dict[str, dict]`): by name, the `warmup` and options over grpo_relay.yaml (`grpo`).
-        runs (`dict[str, dict]`): by name, what is changed of the picked candidate, the evaluation's `methods`, and another
-            `config` than grpo_relay.yaml or another `recipe`.
-        configs (`Path`): the folder of the YAML files of all recipes.
-        jobs (`int`, defaults to `1`): stages side by side; with several, what they print goes to `<output_dir>/logs`.
-        max_steps (`int`, *optional*): of GRPO, over the YAML's.
+        warmups (`dict[str, dict]`): by name, changes of build_warmup.yaml (`build`) and sft_warmup.yaml (`sft`), and the
+            warm-up whose data are used (`data`).
+        candidates (`dict[str, dict]`): by name, the `warmup` and changes of grpo_relay.yaml (`grpo`).
+        runs (`dict[str, dict]`): by name, changes of the picked candidate, the evaluation's `methods`, and another `config`
+            than grpo_relay.yaml or another `recipe`.
+        configs (`Path`): the folder with the YAMLs of all recipes.
+        jobs (`int`, defaults to `1`): stages at the same time; with several, their output goes to `<output_dir>/logs`.
+        max_steps (`int`, *optional*): of GRPO, instead of the YAML's.
     """
 
     output_dir: str
@@ -55,7 +55,7 @@ class Reproduction:
         """The plan in a YAML.
 
         Raises:
-            ValueError: something is missing, unknown, or named and not there, so that it would fail after hours.
+            ValueError: something is missing, unknown, or refers to what does not exist.
         """
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
         needed = [f.name for f in fields(cls) if f.default is MISSING and f.name != "configs"]
@@ -86,19 +86,19 @@ class Reproduction:
         return plan
 
     def do(self, title: str, result: Path, recipe: str, config: str | None = None, **options: Any) -> bool:
-        """A stage, with the plan's YAML files; returns whether it ran."""
+        """Runs a stage with the plan's YAMLs; returns whether it ran."""
         name = title.replace(", ", "-").replace(" ", "-")
         log = Path(self.output_dir, "logs", f"{name}.log") if self.jobs > 1 else None
         return stage(title, result, recipe, self.configs, config, log, **options)
 
     def pretrain(self):
-        """Student and teacher, where they do not ship."""
+        """Pretrains student and teacher, if they do not exist."""
         for name in ("student", "teacher"):
             result = Path(self.pair, name, "model.safetensors")
             self.do(f"pretraining of the {name}", result, "pretrain_pair", f"pretrain_{name}")
 
     def warm_up(self, name: str, seed: int) -> Path:
-        """The student after a warm-up."""
+        """Makes a warm-up; returns the student's folder."""
         folder, setting = Path(self.output_dir, f"seed_{seed}"), self.warmups[name]
         data = setting.get("data", name)
         rows, out = folder / f"warmup_{data}.jsonl", folder / f"sft_{name}"
@@ -109,10 +109,10 @@ class Reproduction:
         return out
 
     def train(self, name: str, setting: dict, seed: int) -> dict[str, Path]:
-        """Trains a setting; returns the options by which an evaluation takes it."""
+        """Trains a setting; returns the options for its evaluation."""
         out = Path(self.output_dir, f"seed_{seed}", name)
         if recipe := setting.get("recipe"):
-            options = {"output_dir": out, "seed": seed, "dataset_seed": 100 + seed}  # other problems for each
+            options = {"output_dir": out, "seed": seed, "dataset_seed": 100 + seed}  # each seed has other problems
             self.do(f"{name}, seed {seed}", out / f"{PASSED_ON[recipe]}.json", recipe, **options)
             return {"student": Path(self.pair, "student"), PASSED_ON[recipe]: out}
         options = {"output_dir": out, "seed": seed, "max_steps": self.max_steps, **setting.get("grpo", {})}
@@ -123,14 +123,14 @@ class Reproduction:
         return {"student": out}
 
     def evaluate(self, taken: dict[str, Path], methods: list[str], name: str, split: str = "test") -> bool:
-        """Evaluates what was trained into `evaluation/<name>`; returns whether it had not been."""
+        """Evaluates a trained setting into `evaluation/<name>`; returns whether it ran."""
         size = self.validation_size if split == "validation" else self.test_size
         folder = Path(self.output_dir, "evaluation", name)
         options = {**taken, "methods": methods, "output_dir": folder, "split": split, "limit": size}
         return self.do(f"evaluation of {name}", folder / "results.json", "evaluate", **options)
 
     def evaluate_ends(self):
-        """What needs no training, into `evaluation/ends`."""
+        """Evaluates the methods that need no training into `evaluation/ends`."""
         self.evaluate({"student": Path(self.pair, "student")}, self.ends, "ends")
 
     def choose(self, pool: Executor, seed: int) -> tuple[str, str]:
@@ -143,7 +143,7 @@ class Reproduction:
         def judge(name: str) -> dict | None:
             try:
                 taken = self.train(name, self.candidates[name], seed)
-            except RuntimeError as error:  # stopped by the guard, say
+            except RuntimeError as error:  # for example stopped by the guard
                 print(error, flush=True)
                 return None
             self.evaluate(taken, ["relay"], f"{name}_validation", "validation")
@@ -165,8 +165,8 @@ class Reproduction:
         return best, "\n".join([*lines, f"\nPicked on the validation split: {best}.\n"])
 
     def go(self, name: str, best: str, seed: int) -> bool:
-        """Trains and evaluates a run over the candidate `best`; returns whether there was anything new to evaluate."""
+        """Trains and evaluates a run based on the candidate `best`; returns whether there are new results."""
         chosen, changed = self.candidates[best], self.runs[name]
         setting = {**chosen, **changed, "grpo": {**chosen.get("grpo", {}), **changed.get("grpo", {})}}
-        own = best if set(changed) == {"methods"} else name  # what changes nothing is the candidate itself
+        own = best if set(changed) == {"methods"} else name  # a run without changes is the candidate itself
         return self.evaluate(self.train(own, setting, seed), setting["methods"], f"{name}_seed_{seed}")

@@ -1,6 +1,6 @@
-"""Several seeds of one setting in one row: means, how far the seeds lie apart, and the uncertainty of the problems.
+"""Tables over several seeds: mean, smallest and largest over the seeds, and the interval over problems.
 
-Owns the table and the picture of `recipes/reproduce.py`. The numbers of one run are `evaluation/report/summaries.py`'s.
+Owns the table and the picture of `recipes/reproduce.py`. The numbers of one run come from `evaluation/report/summaries.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +21,11 @@ COLUMNS = {
     "gap recovered %": "gap_recovered",
     "cost reduction %": "cost_reduction",
 }
-"""Heading and field of [`Summary`]; percentages."""
+"""Headings and fields of [`Summary`], in percent."""
 
 
 def cell(values: Sequence[float | None], scale: float = 100.0) -> str:
-    """Mean [smallest, largest]; the mean alone where all are equal, and a dash where no seed has a value."""
+    """Mean [smallest, largest]; only the mean if all are equal, and a dash if no seed has a value."""
     known = [scale * value for value in values if value is not None]
     if not known:
         return "-"
@@ -35,9 +35,9 @@ def cell(values: Sequence[float | None], scale: float = 100.0) -> str:
 
 
 def pooled(runs: Sequence[Run]) -> Run:
-    """The answers of several seeds as samples of the same problems, so that a bootstrap over problems covers them all.
+    """The answers of several seeds as samples of the same problems, so that a bootstrap over problems covers all seeds.
 
-    Answers are numbered on from seed to seed.
+    Samples get new numbers, which continue from seed to seed.
     """
     answers, samples = [], 0
     for run in runs:
@@ -47,8 +47,8 @@ def pooled(runs: Sequence[Run]) -> Run:
 
 
 def write_results(folder: str | Path, names: Iterable[str], seeds: Sequence[int], notes: str = ""):
-    """Writes `results.md` ([`seeds_table`], then `notes`) and `shares.svg` of the finished evaluations in
-    `<folder>/evaluation`: `ends`, and `<name>_seed_<seed>` where it is there.
+    """Writes `results.md` ([`seeds_table`] and `notes`) and `shares.svg` for the finished evaluations in
+    `<folder>/evaluation`: `ends`, and every `<name>_seed_<seed>` that exists.
     """
     groups: dict[str, list[Run]] = {}
     for name in names:
@@ -66,14 +66,14 @@ def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> tup
     """One row per setting and method.
 
     Args:
-        groups (`Mapping[str, Sequence[Run]]`): the runs of each setting, one per seed, all of the same problems.
-        ends (`Sequence[Run]`): runs of the untrained student and of the teacher, the two ends of the gap, and of what else
-            has no seeds.
+        groups (`Mapping[str, Sequence[Run]]`): the runs of each setting, one per seed, on the same problems.
+        ends (`Sequence[Run]`): runs of the untrained student and of the teacher, the two ends of the gap, and of other
+            methods without seeds.
 
     Returns:
-        `tuple[str, list[Summary]]`: the table as Markdown (accuracy as mean [smallest, largest] over seeds, then its
-        bootstrap 95 % interval over problems, all seeds pooled; the other columns as mean [smallest, largest]; median n
-        asked for, seed by seed), and each row with all seeds pooled.
+        `tuple[str, list[Summary]]`: the table as Markdown, and each row with all seeds pooled. The table has mean
+        [smallest, largest] over seeds for every column, the bootstrap 95 % interval of the accuracy over problems with all
+        seeds pooled, and the median requested n for each seed.
     """
     ends_by_name = [replace(run, name=f"end {i}") for i, run in enumerate(ends)]
     by_seed = {
@@ -99,13 +99,13 @@ def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> tup
 
 
 def _methods_of(runs: Sequence[Run]) -> list[str]:
-    """By name, then those with a number by that; the order of answers in a file is that of their coming."""
+    """The methods, ordered by name and number; the order of the answers in a file is arbitrary."""
     methods = {answer.method for run in runs for answer in run.answers}
     return sorted(methods, key=lambda method: (family_of(method) is not None, family_of(method) or (method, 0.0)))
 
 
 def _label(setting: str, method: str, count: int) -> str:
-    """The setting's name says enough where it has one method, the method's where it begins with the setting's."""
+    """The setting's name if it has one method; the method's name if that begins with the setting's; else both."""
     return setting if count == 1 else method if method.startswith(setting) else f"{setting}: {method}"
 
 

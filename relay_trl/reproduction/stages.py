@@ -1,6 +1,6 @@
-"""Recipes one after the other, as a user would run them: each in a process of its own, and not again if its result is there.
+"""Runs recipes as a user would: each in its own process, and only if its result does not exist.
 
-Owns how a recipe is started; which recipes make a whole is the business of `recipes/quickstart.py` and `reproduce.py`.
+Owns how a recipe is started. `recipes/quickstart.py` and `recipes/reproduce.py` choose the recipes.
 """
 
 import json
@@ -14,10 +14,10 @@ from pathlib import Path
 _LAUNCH = ("-m", "accelerate.commands.launch", "-q", "--config_file", "accelerate_configs/cpu.yaml")
 
 _TRAINING = ("sft_warmup", "grpo_relay")
-"""Recipes that accelerate launches."""
+"""Recipes that are started with accelerate."""
 
 _running: dict[Path, threading.Lock] = {}
-"""Held while a result is being made: two threads that need the same warm-up make it once."""
+"""Held while a result is made, so that two threads that need the same warm-up make it once."""
 
 
 def stage(
@@ -29,16 +29,16 @@ def stage(
     log: Path | None = None,
     **options: object,
 ) -> bool:
-    """Runs a recipe unless its `result` is there. Threads may run several side by side.
+    """Runs a recipe unless its `result` exists. Several threads may do this at the same time.
 
     Args:
-        title (`str`): what is printed.
+        title (`str`): the text to print.
         result (`Path`): the file that the recipe writes last.
-        recipe (`str`): its name in `recipes/`, without the ending.
+        recipe (`str`): its name in `recipes/`, without suffix.
         configs (`Path`): the folder of its YAML.
-        config (`str`, *optional*): the name of its YAML, without the ending; `None` has the recipe's.
-        log (`Path`, *optional*): the file that takes what the recipe prints; `None` lets it print.
-        options: over those of the YAML; `None` leaves one out.
+        config (`str`, *optional*): the name of its YAML, without suffix; `None`: the recipe's name.
+        log (`Path`, *optional*): file for the recipe's output; `None`: the terminal.
+        options: override those of the YAML; an option that is `None` is left out.
 
     Returns:
         `bool`: whether it ran.
@@ -68,8 +68,8 @@ def _launch(recipe: str, config: Path, options: dict[str, object], log: Path | N
         if value is not None:
             values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
             command += [f"--{name}", *map(str, values)]
-    # Threads that wait must not spin: beside other work on the machine that makes a step ten times as long. Decoding so
-    # small a model is faster on one thread; training is not, and accelerate picks its threads itself
+    # Waiting threads must not spin: with other work on the machine, steps would take ten times as long. Decoding with such
+    # small models is faster on one thread. Training is not, and accelerate chooses its threads itself
     env = {"OMP_WAIT_POLICY": "PASSIVE", **({} if is_training else {"OMP_NUM_THREADS": "1"}), **os.environ}
     if log is None:
         return subprocess.run(command, env=env).returncode
@@ -79,6 +79,6 @@ def _launch(recipe: str, config: Path, options: dict[str, object], log: Path | N
 
 
 def _end_of(log: Path) -> str:
-    """The last line that says something."""
+    """The last line that is not empty."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line), "(nothing was printed)")
