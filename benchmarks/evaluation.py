@@ -1,9 +1,9 @@
-"""What the evaluation costs beside the engine it asks: `student` and `teacher` through the runner and vLLM alone, in turn.
+"""What the evaluation costs beside its engine: `student` and `teacher` through the runner, and vLLM alone, in turn.
 
     python benchmarks/evaluation.py --model runs/smollm2
 
-Both answer the same prompts with the same seeds and lengths, so that they write the same tokens; the runner also grades
-them and writes its file. Tokens a second: the median of the rounds with the smallest and the largest. One round before is
+Both answer the same prompts with the same seeds and lengths, so they write the same tokens. The runner also grades the answers
+and writes its file. Prints tokens per second: the median of the rounds with the smallest and the largest. A first round is
 not counted.
 """
 
@@ -26,7 +26,7 @@ from relay_trl.relay import RelayRules
 
 
 def ask_the_engine(engine, problems, max_tokens: int, temperature: float) -> float:
-    """Tokens a second of vLLM, given all requests at once."""
+    """Tokens per second of vLLM with all requests at once."""
     from vllm import SamplingParams
 
     requests = [{"prompt_token_ids": prompt.student} for prompt in problems.prompts]
@@ -48,7 +48,7 @@ def ask_the_engine(engine, problems, max_tokens: int, temperature: float) -> flo
 
 
 def ask_the_runner(engine, problems, method: str, config: RelayRules, folder: str) -> float:
-    """Tokens a second of an evaluation, from its first request to its last line on disk."""
+    """Tokens per second of an evaluation, from the first request to the last line on disk."""
     path = Path(folder) / f"{method}.jsonl"
     path.unlink(missing_ok=True)
     with Grader() as grader, AnswerFile(path, {}) as answers:

@@ -1,10 +1,10 @@
-r"""How far the grader agrees with people: golds against themselves, against other ways to write them, against near misses.
+r"""How well the grader agrees with people: gold answers against themselves, other ways to write them, near misses.
 
     python benchmarks/grader_agreement.py --data_dir ../shared/benchmarks
 
-Every gold of the six benchmarks is graded against itself and against its rewritings, which are made here by rule; the near
-misses are the list in tests/grading/near_misses.jsonl. `--bare` adds what math-verify alone says, given the answer in
-`\boxed{}` and the gold as it stands in the data.
+Every gold answer of the six benchmarks is graded against itself and against its rewritings, which are made here by rule. The
+near misses are in tests/grading/near_misses.jsonl. `--bare` adds the verdict of math-verify alone, with the answer in
+`\boxed{}` and the gold answer as in the data.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _WORD = re.compile(r"\\text\{(\(?[A-Za-z]+\)?)\}")
 
 
 def golds_of(name: str, data_dir: str | None) -> list[str]:
-    """All golds of a benchmark, every alternative of a row."""
+    """All gold answers of a benchmark, with every alternative of a row."""
     golds = [row["answer"] for row in load_rows(name, data_dir)]
     return [one for gold in golds for one in ([gold] if isinstance(gold, str) else gold)]
 
@@ -49,11 +49,11 @@ def top_level_parts(text: str) -> list[str]:
 
 
 def rewritings(gold: str) -> Iterator[tuple[str, str]]:
-    """Other ways to write a gold, by kind, all of which a reader would accept."""
+    """Other ways to write a gold answer, by kind. A reader would accept all of them."""
     bare = gold.strip()
     if len(bare) > 1 and bare[0] == bare[-1] == "$" and bare.count("$") == 2:
         bare = bare[1:-1].strip()
-    if "$" in bare and r"\$" not in bare:  # two formulas and a comma, or prose
+    if "$" in bare and r"\$" not in bare:  # two formulas with a comma, or text
         return
     yield "dollars", f"${bare}$" if r"\$" not in bare else bare
     yield "full stop", f"{bare}."
@@ -151,12 +151,12 @@ def _sets(bare: str) -> Iterator[tuple[str, str]]:
 
 
 def near_misses() -> list[dict]:
-    """Wrong answers that resemble a gold: `kind`, `gold` and `answer`."""
+    """Wrong answers that are similar to a gold answer: `kind`, `gold` and `answer`."""
     return [json.loads(line) for line in NEAR_MISSES.read_text(encoding="utf-8").splitlines()]
 
 
 def bare_verdicts(answers: list[str], golds: list[str]) -> list[bool]:
-    """What math-verify says without the layers of this package."""
+    """The verdict of math-verify without this package."""
     from math_verify import parse, verify
 
     return [

@@ -1,9 +1,9 @@
-"""How many answers a second are graded, and what one hostile answer costs.
+"""How many answers are graded in a second, and what a hostile answer costs.
 
     python benchmarks/grading.py --data_dir folder_with_gsm8k
 
-Golds are those of GSM8K or numbers like them, answers a long text around a box that is right or wrong. Most are plain numbers, as a model's
-answers to GSM8K are; a second row has fractions only, which math-verify must read.
+Gold answers are those of GSM8K or similar numbers. An answer is a long text around a box that is right or wrong. Most are plain
+numbers, like a model's answers to GSM8K; a second row has only fractions, which math-verify must read.
 """
 
 import argparse
@@ -24,7 +24,7 @@ HOSTILE = {
 
 
 def answers_to(golds: list[str], seed: int, plain: float) -> list[str]:
-    """One text per gold, half of them right; a share `plain` of them in a form that text and plain numbers settle."""
+    """One text per gold answer, half of them right. A share `plain` of them needs no math-verify."""
     draw = random.Random(seed)
     texts = []
     for gold in golds:

@@ -1,8 +1,8 @@
-"""Whether a training's memory stays flat: the arithmetic pair for 300 steps, main memory after every one.
+"""Whether the memory of a training stays flat: 300 steps of the arithmetic pair, with the main memory after each.
 
     python benchmarks/memory.py --model runs/arithmetic/sft
 
-What counts is the memory of the training process and of its grading processes together.
+Measures the memory of the training process and its grading processes together.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from relay_trl.cli import run
 
 
 class MemoryCallback(TrainerCallback):
-    """Writes down the memory after every step, in MiB."""
+    """Records the memory after every step, in MiB."""
 
     def __init__(self):
         self.mib: list[float] = []

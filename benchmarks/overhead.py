@@ -1,10 +1,10 @@
-"""What the relay's own logic costs: rollouts of engines that answer at once, from 1 to 10,000 of them in flight.
+"""What the relay's own logic costs: rollouts with engines that answer at once, from 1 to 10,000 at the same time.
 
     python benchmarks/overhead.py --tokenizer data/arithmetic/student
 
-Every rollout takes the same turns: four of the student (the first three end in a call), three of the teacher. The engines
-hold every request until all rollouts have one, then answer them all, so that all are in flight at every turn. Their own
-work and asyncio's is measured by the same requests without a relay and given apart.
+Every rollout has the same turns: four of the student, of which the first three end in a call, and three of the teacher. The
+engines hold every request until all rollouts have one, and then answer all of them, so that all are under way at every turn.
+The work of the engines and of asyncio is measured with the same requests without a relay, and shown separately.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TURNS = 2 * CALLS + 1
 
 
 class Rounds:
-    """A student and a teacher in one that hold requests until `size` of them are there, then answer them all."""
+    """Student and teacher in one. Holds requests until there are `size` of them, then answers all."""
 
     name, max_context = "rounds", None
 
@@ -71,7 +71,7 @@ async def bare(prompt: RelayPrompt, engine: Rounds, config: RelayRules):
 
 
 def measure(vocabulary: Vocabulary, size: int, args, is_bare: bool, is_traced: bool = False) -> tuple[float, float]:
-    """CPU seconds of `size` rollouts in flight at once, and the bytes that they take at their end."""
+    """CPU seconds of `size` rollouts at the same time, and the bytes that they take at their end."""
     engine = Rounds(vocabulary, size, args.student_tokens, args.teacher_tokens)
     ids = vocabulary.encode("12+34=" * 20)
     prompt, config = RelayPrompt(ids, ids), RelayRules(max_completion_tokens=10**6, max_calls=CALLS)
@@ -110,7 +110,7 @@ def main():
     rows = []
     for size in args.in_flight:
         gc.collect()
-        repeats = max(1, 200 // size)  # one rollout is over in a millisecond
+        repeats = max(1, 200 // size)  # one rollout takes only a millisecond
         per_turn = 1e6 / (size * repeats * TURNS)
         relays, bares = [], []
         for _ in range(args.runs):

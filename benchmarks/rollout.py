@@ -1,11 +1,11 @@
-"""One workload run in several ways, side by side: lockstep, continuous, each model alone, and TRL's own generation.
+"""Compares ways to run one workload: lockstep, continuous, each model alone, and TRL's own generation.
 
     python benchmarks/rollout.py --size small
     python benchmarks/rollout.py --size large --prompts 4 --latencies_ms 0 250
     python benchmarks/rollout.py --size gpu --prompts 32 --median_tokens 800      # on a GPU
 
-The student is TRL's colocated vLLM engine, the teacher a vLLM server on hardware of its own (without a GPU: a core each).
-Ways take turns within every run, so that a machine that others use disturbs all of them alike; ratios are of one run.
+The student is TRL's colocated vLLM engine; the teacher is a vLLM server on its own hardware (without a GPU, each has a core).
+The ways take turns within every run, so that other work on the machine affects all of them. Ratios are of one run.
 """
 
 import argparse
@@ -59,7 +59,7 @@ CONFIG = RelayRules(max_completion_tokens=10**6, syntax=SYNTAX, max_calls=3)
 
 
 async def continuous(plans: list[Plan], student, teacher, seed: int):
-    """Our way: one coroutine a rollout."""
+    """Continuous: one coroutine for each rollout."""
 
     async def rollout(k: int, plan: Plan):
         ROLLOUT.set(k)
@@ -72,7 +72,7 @@ async def continuous(plans: list[Plan], student, teacher, seed: int):
 
 
 async def lockstep(plans: list[Plan], student, teacher, seed: int):
-    """The released code's loop: everyone up to the next call, then one batch to the teacher that all wait for, and so on."""
+    """The released code's loop: all rollouts write up to their next call, then all wait for one batch to the teacher, and so on."""
     students = [Scheduled(student, plan) for plan in plans]
     written: list[list[int]] = [[] for _ in plans]
     without_commands: list[list[int]] = [[] for _ in plans]
@@ -98,7 +98,7 @@ async def lockstep(plans: list[Plan], student, teacher, seed: int):
 
 
 async def teacher_alone(contexts: dict[int, list[tuple[list[int], int]]], teacher, seed: int):
-    """The requests that the teacher got in a continuous run, without a student between them."""
+    """The teacher's requests of a continuous run, without the student in between."""
 
     async def chain(requests):
         for context, n in requests:
@@ -188,18 +188,18 @@ class Bench:
 
 
 def recomputed(requests, plans: list[Plan]) -> dict:
-    """Context tokens that the student's later turns computed anew, by vLLM's count, beyond those written since."""
+    """Context tokens that the student's later turns computed again, beyond those written since, by vLLM's count."""
     beyond, known = [], {}
     for rollout, context, answer, _, _ in sorted(requests, key=lambda request: request[3]):
         if rollout in known:
-            new = len(context) - known[rollout]  # the command and the teacher's tokens, and the last of its own
+            new = len(context) - known[rollout]  # the command, the teacher's tokens, and its own last one
             beyond.append(answer.prompt_tokens - answer.cached_tokens - new)
         known[rollout] = len(context) + len(answer.ids)
     return {"turns": len(beyond), "most": max(beyond), "mean": sum(beyond) / len(beyond)}
 
 
 def draw_timelines(path: Path, watch: dict, title: str):
-    """Who writes when: one line a rollout, lockstep above, continuous below."""
+    """Draws which model writes when: one line for each rollout, lockstep above, continuous below."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -257,7 +257,7 @@ def main():
             engine = load_engine(url, tokenizer=vocabulary.tokenizer, max_concurrency=len(plans))
             bench = Bench(plans, generation, engine, vocabulary, args)
             latencies = [latency / 1000 for latency in args.latencies_ms]
-            bench.one_run(latencies[:1])  # what is compiled or filled at first use
+            bench.one_run(latencies[:1])  # for compilation and caches
             runs = []
             for k in range(args.runs):
                 runs.append(bench.one_run(latencies))

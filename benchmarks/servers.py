@@ -1,4 +1,4 @@
-"""The servers that a benchmark starts: a process group each, from when it answers until the end of a block, SIGTERM included."""
+"""Servers for a benchmark. Each has its own process group and ends with the block, also after SIGTERM."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def free_port() -> int:
 def running(
     command: list[str], url: str, log: Path, limit_s: float = 600, preexec_fn: Callable[[], None] | None = None
 ):
-    """A server in a process group of its own, from when `url` answers, `limit_s` at most, until the end of the block."""
+    """A server in its own process group. Waits until `url` answers, at most `limit_s`; ends the server after the block."""
     signal.signal(signal.SIGTERM, _end_in_order)
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, preexec_fn=preexec_fn)
@@ -52,6 +52,6 @@ def running(
 
 
 def _end_in_order(number, frame):
-    """SIGTERM as an exit, so that the servers are ended too; a second one does not disturb that."""
+    """Turns SIGTERM into an exit, so that the servers are ended too. A second SIGTERM is ignored."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + number)

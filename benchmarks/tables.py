@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, a Markdown table of medians and spreads, and where both are written."""
+"""What the benchmarks share: a description of the machine, Markdown tables of medians and spreads, and output files."""
 
 import argparse
 import json
@@ -15,21 +15,21 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 
 def add_output(parser: argparse.ArgumentParser, name: str):
-    """Adds the option of the folder that `name`.json and `name`.md go to."""
+    """Adds the option for the folder of `name`.json and `name`.md."""
     parser.add_argument(
         "--output_dir", default="runs/benchmarks", help=f"gets {name}.json and {name}.md (default: %(default)s)"
     )
 
 
 def machine() -> str:
-    """The hardware in one sentence, and how busy others keep it."""
+    """The hardware and its load, in one sentence."""
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     return f"{len(CORES)} {platform.machine()} cores, {', '.join(gpus) or 'no GPU'}{load}."
 
 
 def cell(value: Any, digits: int = 2) -> str:
-    """A text as it is, a list of numbers as its median with the smallest and the largest."""
+    """A text unchanged, or the median of a list of numbers with the smallest and the largest."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):

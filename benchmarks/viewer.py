@@ -1,9 +1,9 @@
-"""How quick the rollout viewer is with many rollouts, in a headless Chromium: opening, filtering, scrolling.
+"""How fast the rollout viewer is with many rollouts in a headless Chromium: opening, filtering, scrolling.
 
     python benchmarks/viewer.py --rollouts 10000
 
-The run is made up (`tests/helpers/made_up_run.py`). A filter's time goes from the change of its field to the next drawn frame; a
-scroll's from the wheel to the next frame. Medians with the smallest and the largest.
+The run is made up (`tests/helpers/made_up_run.py`). The time of a filter is that from the change of its field to the next frame; the
+time of a scroll that from the wheel to the next frame. Prints medians with the smallest and the largest.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""One workload for all ways to run it: random models, rollouts whose lengths and calls follow a schedule, real engines.
+"""The workload of several benchmarks: random models in real engines, with lengths and calls from a schedule.
 
-An untrained student makes no calls, so the schedule says where one is: a command is put behind what the student wrote,
-and the relay does the rest. Neither model ever ends an answer, because its head bars the end token: every way writes the same
-number of tokens.
+An untrained student makes no calls, so the schedule inserts a command after the student's text, and the relay does the rest.
+Neither model ever ends an answer, because its head excludes the end token. So every way writes the same number of tokens.
 """
 
 import os
@@ -27,8 +26,8 @@ SYNTAX = CallSyntax()
 CHARACTERS = [chr(code) for code in range(32, 127)]
 START_LIMIT_S = 300
 
-# Hidden size and layers of the student and of the teacher. A step of the small ones costs the same however many rollouts
-# are in it, as on a GPU; the large ones keep the cores busy; those of gpu have the shape of Qwen3-0.6B and 1.7B.
+# Hidden size and layers of student and teacher. With `small`, a step takes the same time for any number of rollouts, as on a
+# GPU; `large` keeps the cores busy; `gpu` has the shapes of Qwen3-0.6B and Qwen3-1.7B.
 SIZES = {
     "small": ((64, 2), (96, 2)),
     "large": ((256, 8), (384, 8)),
@@ -38,7 +37,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One rollout: its prompt, the tokens of each turn of the student, and the n of the call behind each but the last."""
+    """One rollout: its prompt, the tokens of each turn of the student, and the n of the call after each but the last."""
 
     prompt: list[int]
     turns: list[int]
@@ -46,8 +45,8 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Of the completion, commands included."""
-        commands = sum(len(SYNTAX.render(n)) for n in self.calls)  # a token is a character
+        """Tokens of the completion, with commands."""
+        commands = sum(len(SYNTAX.render(n)) for n in self.calls)  # one token a character
         return sum(self.turns) + sum(self.calls) + commands
 
 
@@ -68,10 +67,10 @@ def make_plans(prompts: int, rollouts: int, median_tokens: int, most: int, seed:
 
 
 class Scheduled:
-    """A student that writes the tokens of its engine, as many as its plan says, and then the command of the plan.
+    """A student that writes as many tokens of its engine as the plan says, and then the plan's command.
 
     Args:
-        engine ([`Engine`]): writes.
+        engine ([`Engine`]): writes the tokens.
         plan ([`Plan`]).
     """
 
@@ -95,7 +94,7 @@ class Scheduled:
 
 
 class Instant:
-    """A teacher that has its answers ready."""
+    """A teacher that answers at once."""
 
     name, max_context = "instant", None
 
@@ -140,7 +139,7 @@ def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> st
     )
     model = AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = None
-    with torch.no_grad():  # the first channel is 1 at every place, and tells the head never to end
+    with torch.no_grad():  # the first channel is always 1; with it the head excludes the end token
         model.model.embed_tokens.weight[:, 0] = 1.0
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight[0] = 0.0
@@ -153,8 +152,8 @@ def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> st
 
 
 def own_core(number: int):
-    """Keeps this process, and those it starts, on one core where there are two or more and no GPU: student and teacher
-    have hardware of their own then, as they do in real runs.
+    """Without a GPU and with at least two cores, keeps this process and its children on one core. So student and teacher have
+    their own hardware, as in real runs.
     """
     if hasattr(os, "sched_setaffinity") and len(CORES) > 1 and not torch.cuda.is_available():
         os.sched_setaffinity(0, {CORES[number % len(CORES)]})

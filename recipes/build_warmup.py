@@ -1,4 +1,4 @@
-"""Builds warm-up data: the student answers problems, and calls are put into its answers.
+"""Builds warm-up data: the student answers problems, and calls are inserted into its answers.
 
 python recipes/build_warmup.py --config recipes/configs/arithmetic/build_warmup.yaml
 """
@@ -57,7 +57,7 @@ def main():
         finally:
             await close_engines(student, teacher)
 
-    # A run that is killed goes on from these files; they are taken away when the rows are written, in order.
+    # A killed run resumes from these files. They are removed when the rows are written in order.
     total, settings = len(rows) * config.samples, config.settings(rows)
     paths = [config.progress_path(shard) for shard in range(config.num_shards)]
     with ResumableRows(paths[config.shard], settings) as answers:

@@ -1,4 +1,4 @@
-"""Asks benchmarks of a student and its teacher by several methods, and writes tables, plots and pages of rollouts.
+"""Evaluates a student and its teacher on benchmarks with several methods; writes tables, plots and pages of rollouts.
 
 python recipes/evaluate.py --config recipes/configs/arithmetic/evaluate.yaml
 """
@@ -60,7 +60,7 @@ def answer_all(parts: list[EvaluationConfig], rows: dict[str, list[dict]], metho
         AnswerFile(
             answer_path(part.output_dir, part.benchmark, part.part()), part.settings(rows[part.benchmark])
         ).close()
-    # The teacher first: a server that is down is known before any model is loaded.
+    # The teacher first, so that a server that is down is noticed before a model is loaded.
     teacher = load_engine(first.teacher, **first.teacher_options()) if has_teacher else None
     student = load_engine(first.student, **first.student_options())
     if first.citer_router is not None:

@@ -1,4 +1,4 @@
-"""Filters a training set by what the teacher can solve: it answers each problem many times; rates and rows are written.
+"""Keeps the problems of a training set that the teacher can solve: it answers each of them many times.
 
 python recipes/filter_by_teacher.py --config recipes/configs/dapo_math/filter_by_teacher_1gpu.yaml
 """
@@ -64,7 +64,7 @@ def ask(rows: list[dict], teacher, grader: Grader, rates: ResumableRows, total: 
     tokenizer = teacher.vocabulary.tokenizer if teacher.vocabulary else None
     builder = PromptBuilder(tokenizer, teacher, **config.prompt_options())
     contexts = [builder.teacher_context(row["prompt"]) for row in rows]
-    # The server of a teacher without a tokenizer here refuses what is too long.
+    # If there is no tokenizer here, the teacher's server refuses prompts that are too long.
     lengths = [len(context) if isinstance(context, list) and tokenizer else 0 for context in contexts]
     drop_overlong(rows, lengths, config.max_prompt_length, name, config.skip_long_prompts)
     contexts = [c if n <= config.max_prompt_length else None for c, n in zip(contexts, lengths, strict=True)]

@@ -1,4 +1,4 @@
-"""GRPO over relayed rollouts: teaches the student when to call, and for how long.
+"""GRPO with relayed rollouts: teaches the student when to call, and for how many tokens.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo_relay.py \
         --config recipes/configs/arithmetic/grpo_relay.yaml
@@ -46,7 +46,7 @@ def main():
     contexts = (prompts.teacher_context(row["prompt"]) for row in rows + validation)
     check_teacher_context(teacher, contexts, config.max_completion_length)
 
-    from relay_trl.training import RelayGRPOTrainer  # takes seconds: what is wrong so far is said without them
+    from relay_trl.training import RelayGRPOTrainer  # takes seconds, so errors up to here come first
 
     config.model_init_kwargs = {**model_kwargs(model_config, config), **(config.model_init_kwargs or {})}
     trainer = RelayGRPOTrainer(

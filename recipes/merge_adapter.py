@@ -14,15 +14,15 @@ from relay_trl.training.lora import save_merged
 
 @dataclass
 class MergeConfig:
-    """What is merged.
+    """The options of a merge.
 
     Args:
         adapter (`str`): the folder that a training with `use_peft` wrote.
-        output_dir (`str`): where the whole model goes; a new or an empty folder.
+        output_dir (`str`): a new or empty folder for the merged model.
         dtype (`str`, defaults to `"bfloat16"`): of the merged weights, `bfloat16`, `float16` or `float32`.
 
     Raises:
-        ValueError: the dtype is none of these.
+        ValueError: the dtype is another one.
     """
 
     adapter: str = field(metadata={"help": "Folder of the adapter."})

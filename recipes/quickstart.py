@@ -2,8 +2,8 @@
 
     python recipes/quickstart.py
 
-Runs the recipes with recipes/configs/arithmetic/*.yaml as a user would, one after the other. A stage whose result is
-there already is not run again; delete runs/arithmetic to begin anew.
+Runs the recipes with recipes/configs/arithmetic/*.yaml one after the other, as a user would. A stage whose result exists is
+not run again; delete runs/arithmetic to start over.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from relay_trl.reproduction.stages import stage
 
 CONFIGS = Path("recipes/configs/arithmetic")
 LABELS = {"student": {}, "grpo_baseline": {"student": "GRPO without teacher"}, "grpo": {}}
-"""The evaluated runs, the untrained student first, and what the table calls their methods."""
+"""The evaluated runs, the untrained student first, and the names of their methods in the table."""
 METHODS = ["relay", "relay_no_teacher", "fixed_4", "fixed_16", "teacher"]
 
 

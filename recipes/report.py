@@ -3,8 +3,8 @@
     python recipes/report.py runs/arithmetic/evaluation/student GRPO=runs/arithmetic/evaluation/grpo_baseline \
         relay=runs/arithmetic/evaluation/grpo --output_dir runs/report
 
-RESULTS are output folders of recipes/evaluate.py or their answers*.jsonl, and .csv files of published figures; the run with
-the untrained student comes first, as gap and cost are measured from it. NAME= in front renames a run.
+RESULTS are output folders of recipes/evaluate.py or their answers*.jsonl, and .csv files of published figures. Name the run of
+the untrained student first, because gap and cost are measured from it. NAME= before a path renames the run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def named(text: str) -> tuple[str | None, Path]:
-    """`NAME=path` as its two parts; a path that exists is taken as it is."""
+    """The two parts of `NAME=path`; an existing path is not split."""
     name, found, path = text.partition("=")
     return (name, Path(path)) if found and not Path(text).exists() else (None, Path(text))
 
@@ -47,7 +47,7 @@ def main():
         found = read_run(path, name)
         methods = {answer.method for answer in found.answers}
         if name and len(methods) == 1 and methods != {"teacher"} and (runs or published):
-            found.labels = {methods.pop(): name}  # a baseline's only method is called what the run is called
+            found.labels = {methods.pop(): name}  # the only method of a baseline gets the run's name
         runs.append(found)
     logs = {name or path.name: read_log(path) for name, path in map(named, args.training_logs)}
     summaries = write_report(

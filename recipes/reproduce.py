@@ -2,9 +2,9 @@
 
     python recipes/reproduce.py --plan recipes/configs/arithmetic/reproduce.yaml --jobs 2
 
-The relay's settings are picked among the plan's `candidates` on the validation split, with the first seed; then come its
-`runs`, each over all seeds before the next. results.md and shares.svg are made anew after every run. What is there is not
-run again.
+The relay's settings are chosen among the plan's `candidates` on the validation split, with the first seed. Then its `runs` are
+made, each with all seeds before the next. results.md and shares.svg are written again after every run. A stage whose result
+exists is not run again.
 """
 
 import argparse
@@ -52,10 +52,10 @@ def main():
             return is_new
 
         started = [pool.submit(go, *each) for each in product(args.runs or plan.runs, args.seeds)]
-        if not any([each.result() for each in started]):  # nobody has written
+        if not any([each.result() for each in started]):  # no run has written it
             write()
     finally:
-        pool.shutdown(cancel_futures=True)  # where one failed, those that have begun are finished
+        pool.shutdown(cancel_futures=True)  # after a failure, stages that have begun are finished
     print(Path(plan.output_dir, "results.md").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Trains CITER's router: the token-level baseline that asks the teacher for one token wherever the router doubts.
+"""Trains the router of CITER, the token-level baseline: it asks the teacher for single tokens.
 
 python recipes/train_citer.py --config recipes/configs/arithmetic/train_citer.yaml
 """

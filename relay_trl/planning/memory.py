@@ -208,7 +208,7 @@ def batches(
     if said := broken_groups(per_device, processes, per_generation, group):
         raise ValueError(f"{said}; change one of them.")
     reads = calls * (mean_prompt + mean_tokens / 2)
-    cached = mean_prompt + mean_tokens * calls / (calls + 1) if calls >= 1 else reads  # unwritten main memory is not taken
+    cached = mean_prompt + mean_tokens * calls / (calls + 1) if calls >= 1 else reads  # up to the last call, once
     tokens = rollouts * mean_tokens
     return Batches(
         rollouts,
