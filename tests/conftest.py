@@ -1,4 +1,4 @@
-"""Hypothesis profiles. `HYPOTHESIS_PROFILE=thorough` looks much longer; choose any registered one by that variable."""
+"""Hypothesis profiles. The variable HYPOTHESIS_PROFILE selects one; `thorough` draws many more cases."""
 
 import os
 

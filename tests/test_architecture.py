@@ -1,4 +1,4 @@
-"""The house rules a machine can hold: which way imports go, what stays free of torch, how long a module may be."""
+"""House rules that a machine can check: the direction of imports, modules without torch, the length of modules."""
 
 import ast
 import subprocess

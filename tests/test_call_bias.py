@@ -1,4 +1,4 @@
-"""The dial of calls: which tokens it is on, and what a student does at its ends and in between, in every vocabulary."""
+"""`call_bias`: which tokens are biased, and what a student does at both ends and in between, in every vocabulary."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What documents and docstrings point to is there: links, headings, files and modules of this repository."""
+"""Links, headings, files and modules that documents and docstrings point to exist."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The coroutine, case by case: what is a call, what limits it, and how a rollout goes on and ends."""
+"""The relay coroutine, case by case: what is a call, what limits it, and how a rollout goes on and ends."""
 
 import asyncio
 

@@ -1,7 +1,7 @@
-"""What holds for any rollout, whatever the two models write.
+"""Properties of every rollout, whatever the two models write.
 
-The reference is the engines' own log: every request and answer in the order they came, read as bytes. The trace under
-test is compared with it and never used to say what was expected.
+The reference is the log of the engines: every request and answer in order, as bytes. The trace under test is compared with it
+and never used to compute what is expected.
 """
 
 import asyncio

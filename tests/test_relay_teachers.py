@@ -1,4 +1,4 @@
-"""The coroutine with teachers of every kind: those that end, fail, break the rules, or speak another vocabulary."""
+"""The relay coroutine with all kinds of teachers: they end, fail, break the rules, or have another vocabulary."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Group rewards: the paper's table cell by cell, the other built-in rewards, and how a reward is found by its name."""
+"""Group rewards: the paper's table cell by cell, the other built-in rewards, and finding a reward by its name."""
 
 import math
 import sys

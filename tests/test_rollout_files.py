@@ -1,4 +1,4 @@
-"""The files of rollouts that a training writes: their contents, their size, resuming, and following them."""
+"""The rollout files of a training: contents, size, resuming, and following them."""
 
 import json
 import math

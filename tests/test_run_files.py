@@ -1,4 +1,4 @@
-"""Rows that a killed run goes on with, and requests with a bound on how many are under way."""
+"""Rows that a killed run continues, and requests with a limit on how many are under way."""
 
 import asyncio
 import json

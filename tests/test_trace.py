@@ -1,4 +1,4 @@
-"""What follows from a record of spans and calls."""
+"""What follows from a trace's spans and calls."""
 
 import json
 

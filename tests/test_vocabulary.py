@@ -1,4 +1,4 @@
-"""Exact text of token runs, encoding that adds and obeys nothing, and the identity of two vocabularies."""
+"""Exact text of tokens, encoding that adds nothing and keeps special tokens as text, and comparing two vocabularies."""
 
 import pytest
 from helpers import tokenizers as kinds

@@ -1,6 +1,6 @@
-"""CITER: the router's training and file, labels, decoding token by token, and its place in evaluation.
+"""CITER: the router's training and file, labels, decoding token by token, and its methods in the evaluation.
 
-The models are the shipped arithmetic pair, so that hidden states and the teacher's tokens are real ones.
+The models are the shipped arithmetic pair, so hidden states and the teacher's tokens are real.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Where problems come from: files, registered sets in the Hub's schema, the rows left out, and the validation split."""
+"""Reading problems: files, registered sets in the Hub's schema, the rows that are left out, and the validation split."""
 
 import csv
 import json

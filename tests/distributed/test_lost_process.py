@@ -1,4 +1,4 @@
-"""A process that hangs or dies ends the others within `ddp_timeout`, in one sentence that names it, with no launcher to help."""
+"""When a process hangs or dies, the others end within `ddp_timeout` with one sentence that names it, without a launcher."""
 
 import os
 import signal

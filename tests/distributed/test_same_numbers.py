@@ -1,5 +1,5 @@
-"""However a run is split, it arrives at the rollouts, rewards, advantages, metrics and weights of one process; each of the
-launch files that can start without a GPU is started here, with two processes and as a user starts it.
+"""Rollouts, rewards, advantages, metrics and weights do not depend on how a run is split over processes. Every launch file that
+works without a GPU is started here with two processes, as a user starts it.
 """
 
 import json

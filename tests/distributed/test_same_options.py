@@ -1,4 +1,4 @@
-"""Processes that are given different options are refused, each with the name of the option and both values."""
+"""Processes with different options are refused, with the name of the option and both values."""
 
 import os
 import subprocess

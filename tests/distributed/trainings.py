@@ -1,9 +1,9 @@
-"""Runs small trainings in as many processes as it is launched with, and writes down what each process arrived at.
+"""Runs small trainings in several processes and writes the results of each process.
 
     accelerate launch --config_file accelerate_configs/cpu_2.yaml tests/distributed/trainings.py FOLDER STUDENT NAME...
 
-Rollouts follow plans chosen by their seeds, or are the model's own: in neither case do they know of processes. What a run
-leaves in FOLDER: rank_<i>.json with what process i holds, and a folder of weights for each name.
+Rollouts follow plans chosen by their seeds, or are the model's own; neither depends on the process. A run writes to FOLDER:
+rank_<i>.json with the results of process i, and a folder of weights for each name.
 """
 
 import json

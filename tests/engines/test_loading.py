@@ -1,4 +1,4 @@
-"""`load_engine`: what a name stands for, and the tokenizer of a model behind a URL."""
+"""`load_engine`: which engine a name stands for, and the tokenizer of a model behind a URL."""
 
 import asyncio
 import subprocess

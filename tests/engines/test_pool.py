@@ -1,4 +1,4 @@
-"""Several real servers as one teacher: who is asked, what happens when one dies, and when it comes back."""
+"""Several real servers as one teacher: which server is asked, and what happens when one dies and comes back."""
 
 import asyncio
 import time

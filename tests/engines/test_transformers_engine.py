@@ -1,4 +1,4 @@
-"""The transformers engine: seeds in any batch, the distribution it samples, its logprobs, stop strings and its failures."""
+"""The transformers engine: seeds in any batch, the sampled distribution, logprobs, stop strings and failures."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The recipe from its command line, on the shipped arithmetic pair."""
+"""The evaluation recipe from its command line, on the shipped arithmetic pair."""
 
 import logging
 import runpy

@@ -1,4 +1,4 @@
-"""Evaluation with scripted models: what each method means, what survives a killed run, and what the figures are."""
+"""Evaluation with scripted models: the methods, resuming a killed run, and the figures."""
 
 import json
 import logging

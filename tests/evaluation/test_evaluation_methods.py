@@ -1,4 +1,4 @@
-"""The methods beside the relay itself: routers by lot, tokens by lot, the dial of calls; and several processes."""
+"""The methods beside the relay itself: random routers, random tokens, `call_bias`; and several processes."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Tables, plots and the page: what they show, and that nothing a model wrote can run."""
+"""Tables, plots and pages: what they show, and that no text of a model can run as code."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Formulas of the evaluation against others' implementations, simulations and cases by hand; costs against sums by hand."""
+"""Formulas of the evaluation against other implementations, simulations and cases by hand; costs against sums by hand."""
 
 import math
 

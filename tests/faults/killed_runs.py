@@ -1,10 +1,10 @@
-"""Trains the arithmetic pair whole, and again and again with a SIGKILL somewhere and `auto` afterwards; prints what became of it.
+"""Compares trainings of the arithmetic pair that are killed with SIGKILL and resumed with an uninterrupted one.
 
-    python tests/faults/killed_runs.py FOLDER              # at four places where it matters, and at two random moments
+    python tests/faults/killed_runs.py FOLDER              # at four chosen places and two random moments
     python tests/faults/killed_runs.py FOLDER --random 20  # at 20 random moments only
 
-Every training runs in a forked child, so that the libraries are imported once. No child is forked once this process has
-trained: torch's autograd does not survive that.
+Every training runs in a forked child, so that the libraries are imported only once. This process itself must not train before
+it forks, because torch's autograd does not survive a fork.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A long run under fire: GRPO on the arithmetic pair while requests, the teacher and the trainer itself are broken at random.
+"""A long run with faults: GRPO on the arithmetic pair while requests, the teacher and the trainer fail at random.
 
     python tests/faults/soak.py --output_dir runs/soak --steps 2000 --minutes 60
 
-A quiet run with the same settings goes beside it, on another core. Both go on where they were when the command is given
-again, and stop for good after `--minutes`; the report says how many steps there really were.
+A run without faults and with the same settings goes beside it, on another core. The same command resumes both. They end after
+`--minutes`; the report has the real number of steps.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The arithmetic teacher behind OpenAI's completions API, for runs that are too long to keep a vLLM on the processor.
+"""The arithmetic teacher behind OpenAI's completions API, for runs that are too long for a vLLM server on the same cores.
 
 python tests/faults/teacher_server.py PORT
 """

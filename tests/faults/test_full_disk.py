@@ -1,4 +1,4 @@
-"""The disk runs full while a checkpoint or an answer is written, or the clock goes back: one sentence, and nothing is lost."""
+"""The disk is full while a checkpoint or an answer is written, or the clock is set back: one sentence, and nothing is lost."""
 
 import os
 import subprocess

@@ -1,7 +1,7 @@
-"""Whatever comes in from outside ends as a result or as one clear error: syntax, splice, replies, answers, rows, YAML.
+"""Any input gives a result or one clear error: call syntax, splice, replies, answers, rows, YAML.
 
-In the suite each test draws a few cases; `make fuzz` (RELAY_TRL_FUZZ=1) draws the numbers that docs/reliability.md reports.
-A find is kept as an `@example`, or as a test beside the code that it was found in.
+In the suite each test draws a few cases; `make fuzz` (RELAY_TRL_FUZZ=1) draws the numbers in docs/reliability.md. A failure
+that was found is kept as an `@example` or as a test beside the code.
 """
 
 import asyncio

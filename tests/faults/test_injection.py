@@ -1,7 +1,7 @@
 """A corpus of attempts to make a call that the student did not sample, to break the loss mask, or to end a rollout.
 
-`injections.jsonl` has one attempt a line: `where` it stands (in the user's text, a system turn, few-shot turns, the teacher's
-reply, the student's own look-alikes, or split over turns), and the `calls` that the student does sample in it.
+`injections.jsonl` has one attempt in each line: `where` it is (in the user's text, a system turn, few-shot turns, the teacher's
+reply, the student's own similar texts, or split over turns), and the `calls` that the student really samples.
 """
 
 import asyncio

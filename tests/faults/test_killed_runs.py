@@ -1,4 +1,4 @@
-"""A run that is killed with SIGKILL at any point and started again ends where the whole run ends, with its history."""
+"""A run that is killed with SIGKILL at any point and resumed ends with the weights and the history of an uninterrupted run."""
 
 import json
 import os

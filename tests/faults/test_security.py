@@ -1,4 +1,4 @@
-"""What docs/security.md promises: no code out of files, no secret in what a run writes, nothing but text on a page."""
+"""The promises of docs/security.md: no code from files, no secret in what a run writes, only text on a page."""
 
 import ast
 import json

@@ -1,6 +1,6 @@
-"""What a real teacher's server and the network before it may do to a run: `vllm serve` behind a proxy that goes wrong.
+"""Faults of a real teacher's server and of the network: `vllm serve` behind a proxy that fails on request.
 
-Every test compares with a quiet run on the same server.
+Every test compares with a run without faults on the same server.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The grader against people: a list of near misses, and every gold of the benchmarks in other ways to write it."""
+"""The grader against people: a list of near misses, and every gold answer of the benchmarks in other ways of writing."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Tests of the grader: what counts as the final answer, what equals a gold, and that no answer can hang or crash it."""
+"""The grader: what counts as the final answer, what equals a gold answer, and that no answer can hang or crash it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A scripted pair that is evaluated."""
+"""A scripted pair for evaluations."""
 
 from relay_trl.call_syntax import CallSyntax
 from relay_trl.data.arithmetic import build_tokenizer, problems, solve

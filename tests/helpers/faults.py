@@ -1,6 +1,6 @@
-"""A small HTTP proxy that stands between a trainer and its teacher's server and goes wrong on request.
+"""A small HTTP proxy between a trainer and its teacher's server that fails on request.
 
-Every fault is what a network, a load balancer or a broken server does to one request; what is not chosen passes as it is.
+A fault is what a network, a load balancer or a broken server can do to one request. Other requests pass unchanged.
 """
 
 import asyncio

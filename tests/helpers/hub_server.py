@@ -1,7 +1,7 @@
 """A stand-in for the Hub on 127.0.0.1, as far as pushing and loading models and datasets needs it.
 
-Speaks to the real `huggingface_hub` client: repositories (private ones too), commits, LFS uploads, downloads. Clients read
-`HF_ENDPOINT` when they are imported, so they run in a process of their own, with [`HubServer.environment`].
+Serves the real `huggingface_hub` client: repositories (private ones too), commits, LFS uploads, downloads. Clients read
+`HF_ENDPOINT` when they are imported, so they run in their own process, with [`HubServer.environment`].
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A run's files made up by hand, as many rollouts as wanted, with every kind of group in them."""
+"""Made-up files of a run, with any number of rollouts and every kind of group."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Models made on the spot, small enough for a test."""
+"""Random models, small enough for a test."""
 
 import torch
 from transformers import (

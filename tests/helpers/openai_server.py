@@ -1,4 +1,4 @@
-"""A server in a thread that speaks as much of OpenAI's API as an engine asks for, and remembers what it was asked."""
+"""A server in a thread with the part of OpenAI's API that an engine uses. It keeps the requests."""
 
 import asyncio
 import json

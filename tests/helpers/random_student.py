@@ -1,4 +1,4 @@
-"""A student that writes at random, and vocabularies that spell a call in different ways."""
+"""A student that writes random tokens, and vocabularies that spell a call in different ways."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What taking commands out of token ids has to give, said apart from the code under test: over bytes, with no decoder.
+"""A reference for removing commands from token ids, independent of the code under test: it works on bytes, without a decoder.
 
 `table` is always the bytes of every id, see `tokenizers.token_bytes`.
 """

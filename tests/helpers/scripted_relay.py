@@ -1,4 +1,4 @@
-"""Rollouts of scripted engines: what each says is written down as texts, and what each is asked is kept."""
+"""Rollouts of scripted engines: their answers are given as texts, and their requests are kept."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Real connections for tests: a free port, an ASGI application served on one, and the browser that looks at it."""
+"""Real connections for tests: a free port, a served ASGI application, and a browser."""
 
 import shutil
 import socket

@@ -1,4 +1,4 @@
-"""A real server over a scripted pair, in a thread: what each model says is written down as texts."""
+"""A real server in a thread with a scripted pair, whose answers are given as texts."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind that matters, built here, and the bytes of each of their tokens.
+"""Small tokenizers of all relevant kinds, and the bytes of each of their tokens.
 
 Each function returns a fresh `PreTrainedTokenizerFast` whose EOS is `<eos>`. With `tags`, the given texts are added as
 special tokens, as a student's call tags may be.

@@ -1,6 +1,6 @@
-"""Small trainers on the arithmetic pair: a real model to train, and a student and teacher whose words are planned.
+"""Small trainers on the arithmetic pair: a real model is trained, and a student and a teacher write planned texts.
 
-The planned student stands in for generation only: loss, gradient and weights are the real model's.
+Only generation is planned; loss, gradient and weights are those of the real model.
 """
 
 import atexit

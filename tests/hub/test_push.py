@@ -1,4 +1,4 @@
-"""recipes/push.py: models, adapters and data sets to a stand-in of the Hub, with cards made from a run."""
+"""recipes/push.py: pushes models, adapters and data sets to a stand-in of the Hub, with cards made from a run."""
 
 import json
 import shutil

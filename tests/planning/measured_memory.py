@@ -1,8 +1,8 @@
-"""What trainings of tiny models take of main memory at their peak, in the kernel's own count, beside what is planned for them.
+"""Compares the peak main memory of trainings of tiny models, as the kernel counts it, with the plan.
 
     MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072 python tests/planning/measured_memory.py
 
-With these two settings glibc gives freed memory back at once. Without them it keeps pieces for later, which no plan can know.
+With these two settings glibc returns freed memory at once. Without them it keeps pieces for later, which a plan cannot know.
 """
 
 import ctypes

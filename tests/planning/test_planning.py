@@ -1,4 +1,4 @@
-"""Plans against what is known or measured: parameters, memory of tiny models on the CPU, batches, queues."""
+"""Plans against known or measured values: parameters, memory of tiny models on the CPU, batches, queues."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""The files of accelerate_configs/ are such that accelerate reads them, and say when to take them. Those that can start
-without a GPU are started by tests/distributed/test_same_numbers.py.
+"""accelerate can read the files of accelerate_configs/, and each says when to use it. tests/distributed/test_same_numbers.py
+starts those that work without a GPU.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The table over several seeds: worked out by hand on a few answers."""
+"""The table over several seeds, against values worked out by hand on a few answers."""
 
 from relay_trl.evaluation.answer_files import Answer, Run
 from relay_trl.reproduction.seeds import cell, pooled, seeds_table, write_results

@@ -1,4 +1,4 @@
-"""The chat page without a browser: what it is told, and prices that cannot be read."""
+"""The chat page without a browser: the data in it, and prices that cannot be read."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a reader gets, however a rollout's text is cut into pieces."""
+"""The reader gives the same result however a rollout's text is cut into pieces."""
 
 import itertools
 

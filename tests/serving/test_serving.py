@@ -1,4 +1,4 @@
-"""The server over a scripted pair, asked with the real `openai` client over a real socket."""
+"""The server with a scripted pair and the real `openai` client over a real socket."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What a server must refuse, in OpenAI's words and with the right status, and that it lives on."""
+"""What a server must refuse, with the right status and OpenAI's form of errors, and that it goes on."""
 
 import asyncio
 import json

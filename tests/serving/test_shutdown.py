@@ -1,4 +1,4 @@
-"""A real server process that is told to stop: what is under way ends, nothing new is taken, and it leaves with 0."""
+"""A real server process gets a signal to stop: requests under way end, no new ones are taken, and it exits with status 0."""
 
 import http.client
 import json

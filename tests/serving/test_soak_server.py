@@ -1,4 +1,4 @@
-"""The soak of `benchmarks/soak_server.py`, short: the teacher fails in every way, and no stream is lost or crossed."""
+"""A short run of `benchmarks/soak_server.py`: the teacher fails in every way, and no stream is lost or mixed up."""
 
 import ast
 import os

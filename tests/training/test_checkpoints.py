@@ -1,4 +1,4 @@
-"""Which checkpoints a run goes on from, and what is refused before a model is loaded."""
+"""Which checkpoints a run resumes from, and what is refused before a model is loaded."""
 
 import json
 import logging

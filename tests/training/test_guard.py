@@ -1,4 +1,4 @@
-"""The guard on learning: which limits end a run, after how many steps, what is said, and which checkpoint is left."""
+"""The guard: which limits end a run, after how many steps, with which message, and which checkpoint is left."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The metrics of a step: what is counted, what is not, and that the table in the docs names exactly these."""
+"""The metrics of a step: what is counted, what is not, and that the table in the docs has exactly these."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""`--profile_steps`: the sections of a step add up to it, and what was done is in them."""
+"""`--profile_steps`: the sections add up to the whole step, and each has the right work."""
 
 import json
 

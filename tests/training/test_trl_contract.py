@@ -1,6 +1,6 @@
-"""What the training relies on in the installed TRL without TRL having promised it: each touch of `training/rollouts.py` and `training/student_engine.py`.
+"""Undocumented behaviour of the installed TRL that the training uses.
 
-A failure here after an upgrade of TRL names what to look at; nothing else is tested.
+A failure after an upgrade of TRL shows what to look at. Nothing else is tested here.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""The viewer without a browser: what it holds of a run, what it hands out, and whom it lets in."""
+"""The viewer without a browser: what it keeps of a run, what a page gets, and who has access."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""A real browser without a window. Skipped by name where there is no Chromium or no Playwright."""
+"""A real browser without a window. Tests are skipped with a reason if Chromium or Playwright is missing."""
 
 import importlib.util
 

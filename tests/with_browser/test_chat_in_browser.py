@@ -1,4 +1,4 @@
-"""The chat page in a real browser, asking a real server over a scripted pair."""
+"""The chat page in a real browser, with a real server and a scripted pair."""
 
 import pytest
 from helpers.scripted_relay import BYTE_LEVEL, END, scripted

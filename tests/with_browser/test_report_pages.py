@@ -1,4 +1,4 @@
-"""The pages of an evaluation in a real browser: what a model or a data set planted in them is text, and nothing else."""
+"""The pages of an evaluation in a real browser: everything that a model or a data set wrote is shown as text."""
 
 import pytest
 from helpers.made_up_answers import answer, log, student, teacher

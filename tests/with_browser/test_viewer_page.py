@@ -1,4 +1,4 @@
-"""The viewer in a real browser: what it shows, filters and follows, and that nothing a model wrote can run."""
+"""The viewer in a real browser: what it shows, filters and follows, and that no text of a model can run as code."""
 
 import random
 

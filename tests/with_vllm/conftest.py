@@ -1,6 +1,6 @@
 """A tiny random model with its tokenizer on disk, engines over it, and a real vLLM server.
 
-This folder must not be called `vllm`: pytest puts its parent on the path, where such a folder passes for the package.
+This folder must not have the name `vllm`: pytest puts its parent on the path, and Python would take it for the package.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A relay in which nobody is called is, token for token, what vLLM itself writes for the same seeds."""
+"""A relay without calls gives, token for token, what vLLM itself writes with the same seeds."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""After large updates, the colocated engine's logprobs are the trainer's own: tied and untied heads, with and without LoRA."""
+"""After large updates, the colocated engine's logprobs equal the trainer's: tied and untied heads, with and without LoRA."""
 
 import pytest
 import torch
