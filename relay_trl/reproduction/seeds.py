@@ -46,9 +46,11 @@ def pooled(runs: Sequence[Run]) -> Run:
     return replace(runs[0], answers=answers)
 
 
-def write_results(folder: str | Path, names: Iterable[str], seeds: Sequence[int], notes: str = ""):
-    """Writes `results.md` ([`seeds_table`] and `notes`) and `shares.svg` for the finished evaluations in
-    `<folder>/evaluation`: `ends`, and every `<name>_seed_<seed>` that exists.
+def write_results(
+    folder: str | Path, names: Iterable[str], seeds: Sequence[int], notes: str = "", ends: Sequence[Path] | None = None
+):
+    """Writes `results.md` ([`seeds_table`], then `notes`) and `shares.svg` of the finished evaluations in
+    `<folder>/evaluation`: `<name>_seed_<seed>` where it is there, and the folders `ends` (`None`: the one called `ends`).
     """
     groups: dict[str, list[Run]] = {}
     for name in names:
@@ -56,7 +58,8 @@ def write_results(folder: str | Path, names: Iterable[str], seeds: Sequence[int]
             path = Path(folder, "evaluation", f"{name}_seed_{seed}")
             if (path / "results.json").exists():
                 groups.setdefault(name, []).append(read_run(path))
-    table, whole = seeds_table(groups, [read_run(Path(folder, "evaluation", "ends"))])
+    without_seeds = [Path(folder, "evaluation", "ends")] if ends is None else ends
+    table, whole = seeds_table(groups, [read_run(path) for path in without_seeds])
     Path(folder, "results.md").write_text(f"{table}\n{notes}", encoding="utf-8")
     if (figure := plot_shares(whole)) is not None:
         save_figure(figure, Path(folder, "shares"))

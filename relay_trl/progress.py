@@ -1,0 +1,82 @@
+"""How far a stage is, for people who watch a terminal and for logs that nobody watches.
+
+Owns the lines that are printed every 30 seconds where standard output is no terminal (SLURM, nohup, CI). On a terminal the
+stages draw bars of their own.
+"""
+
+import os
+import sys
+import threading
+import time
+
+EVERY = "RELAY_TRL_PROGRESS_S"
+"""Environment variable: seconds between two lines (default: 30)."""
+
+MARK = "progress: "
+"""How such a line begins."""
+
+
+def is_watched() -> bool:
+    """Whether a bar that moves can be seen."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+class Lines:
+    """Prints how far a stage is, every 30 seconds until it is closed, however long one item takes. A context manager.
+
+    Args:
+        what (`str`): the items, such as `answers`.
+        total (`int`): of them.
+        done (`int`, defaults to `0`): those that an earlier run has done.
+        is_shown (`bool`, *optional*): `None` prints where no bar can be seen.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, is_shown: bool | None = None):
+        self.what, self.total, self.done, self._first = what, total, done, done
+        self.note = ""
+        self._begun = time.monotonic()
+        self._ended = threading.Event()
+        if not is_watched() if is_shown is None else is_shown:
+            threading.Thread(target=self._keep_printing, daemon=True).start()
+
+    def advance(self, count: int = 1, note: str | None = None):
+        """More items are done; `note` is what there is to say of them all, such as their accuracy."""
+        self.done += count
+        self.note = self.note if note is None else note
+
+    def text(self) -> str:
+        """The line: done, of how many, rate, time left, note."""
+        spent, new = time.monotonic() - self._begun, self.done - self._first
+        parts = [f"{self.done} of {self.total} {self.what}"]
+        if new and spent > 0:
+            rate = new / spent
+            parts.append(
+                f"{rate:.3g} a second"
+                if rate >= 1
+                else f"{60 * rate:.3g} a minute"
+                if rate >= 1 / 60
+                else f"{1 / rate:.0f} s each"
+            )
+            left = max(0, self.total - self.done) / rate
+            parts.append(
+                f"{left:.0f} s left"
+                if left < 120
+                else f"{left / 60:.0f} min left"
+                if left < 7200
+                else f"{left / 3600:.1f} h left"
+            )
+        return ", ".join([*parts, *([self.note] if self.note else [])])
+
+    def _keep_printing(self):
+        while not self._ended.wait(float(os.environ.get(EVERY, 30))):
+            print(f"{MARK}{self.text()}", flush=True)
+
+    def close(self):
+        """The stage has ended."""
+        self._ended.set()
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *exception):
+        self.close()

@@ -1,0 +1,246 @@
+"""What would stop a pair, told before any model is loaded: models, vocabularies, contexts, data, hardware, servers.
+
+Owns the checks that need both models or the whole pair; those of one recipe are its own, and are made here as well.
+"""
+
+import argparse
+import importlib.util
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from ..cli import EXPECTED, RecipeParser, check_file
+from ..data.embedded import EMBEDDED
+from ..data.registry import SOURCES
+from ..engines.checks import check_context, check_model
+from ..options import broken_groups
+from .expand import Stage
+from .pair import Pair, count_gpus, load_pair
+from .running import ROOT, check_stages
+from .sections import load_classes
+from .teacher_server import check_port
+
+_FILES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def check(arguments: list[str]):
+    """The command `relay-trl check PAIR`: prints what would stop it; exit status 1 where something would."""
+    parser = argparse.ArgumentParser(
+        prog="relay-trl check", description="Says what would stop a pair, before anything is loaded."
+    )
+    parser.add_argument("pair", metavar="PAIR", help="recipes/pairs/<name>.yaml")
+    parser.add_argument(
+        "--hardware", help="profile of the pair file (default: the largest that this machine's GPUs are enough for)"
+    )
+    parser.add_argument("--student", help="folder or Hub id, in place of the file's")
+    parser.add_argument("--teacher", help="folder, Hub id or URL, in place of the file's")
+    parser.add_argument("changes", nargs="*", metavar="section.option=value", help="over the file")
+    args = parser.parse_args(arguments)
+    check_file(args.pair, "PAIR")
+    pair = load_pair(args.pair, args.hardware, args.changes, args.student, args.teacher)
+    from .runs import Runs
+
+    stages = Runs(pair, None, None, None).all_stages()
+    found = problems(pair, stages, None, is_thorough=True)
+    for number, problem in enumerate(found, start=1):
+        print(f"{number}. {problem}")
+    if found:
+        sys.exit(1)
+    print(f"Nothing stands in the way of {pair.path} on {pair.profile.name}: relay-trl train {pair.path}")
+
+
+def check_hardware(pair: Pair):
+    """Refuses a profile for GPUs that are not there."""
+    here = count_gpus()
+    if pair.profile.gpus > here:
+        raise ValueError(
+            f"The profile {pair.profile.name} needs {pair.profile.gpus} GPUs, and this process sees {here}; take another one with "
+            "--hardware, or look at this one with --dry-run."
+        )
+
+
+def refuse(pair: Pair, stages: Sequence[Stage], wanted: Sequence[str] | None):
+    """Raises the first of [`problems`] as an error."""
+    for problem in problems(pair, stages, wanted):
+        raise ValueError(problem)
+
+
+def problems(pair: Pair, stages: Sequence[Stage], wanted: Sequence[str] | None, is_thorough: bool = False) -> list[str]:
+    """What would stop the stages, a sentence each.
+
+    Args:
+        pair ([`Pair`]).
+        stages (`Sequence[Stage]`), wanted (`Sequence[str]`, *optional*): all, and the sections that run.
+        is_thorough (`bool`, defaults to `False`): make every recipe's own checks of its settings too, and ask servers.
+    """
+    found: list[str] = []
+
+    def attempt(do: Callable[[], object]):
+        try:
+            do()
+        except EXPECTED as error:
+            sentence = " ".join(str(error).split())
+            if sentence not in found:
+                found.append(sentence)
+
+    running = [
+        stage
+        for stage in stages
+        if (wanted is None or stage.section in wanted) and not (stage.result is not None and stage.result.exists())
+    ]
+    asks_teacher = any(stage.settings.get("teacher") for stage in running)
+    attempt(lambda: check_hardware(pair))
+    if running:
+        attempt(lambda: check_model(pair.student, "student"))
+    if asks_teacher and "://" not in pair.teacher:
+        attempt(lambda: check_model(pair.teacher, "teacher"))
+    if not found and asks_teacher:
+        attempt(lambda: check_together(pair))
+    for stage in running:
+        attempt(lambda stage=stage: _check_data(stage))
+        attempt(lambda stage=stage: _check_engines(pair, stage))
+        attempt(lambda stage=stage: _check_room(pair, stage))
+        if stage.launch:
+            attempt(lambda stage=stage: _check_launch(stage))
+    attempt(lambda: check_stages(stages, wanted))
+    if any(stage.serve is not None for stage in running):
+        attempt(lambda: check_port(pair.profile.port))
+    if is_thorough:
+        for stage in running:
+            if processes_of(stage) == 1:
+                attempt(lambda stage=stage: _check_settings(stage))
+        if asks_teacher and "://" in pair.teacher:
+            for url in pair.teacher.split():
+                attempt(lambda url=url: _check_server(url))
+    return found
+
+
+def check_together(pair: Pair):
+    """Refuses a student and a teacher whose words cannot reach each other.
+
+    Raises:
+        ValueError: saying why, and what would do.
+    """
+    if "://" in pair.teacher:
+        return
+    student, teacher = _tokenizer(pair.student), _tokenizer(pair.teacher)
+    if student.get_vocab() == teacher.get_vocab():
+        return
+    for writer, reader, names in (
+        (teacher, student, ("teacher", "student")),
+        (student, teacher, ("student", "teacher")),
+    ):
+        unread = [c for c in _characters(writer) if _is_unknown(reader, c)]
+        if unread:
+            raise ValueError(
+                f"{pair.student} and {pair.teacher} cannot work together: the {names[0]} writes {', '.join(map(repr, unread[:5]))}, for "
+                f"which the {names[1]}'s vocabulary has no token. Take two models of one vocabulary, or a {names[1]} whose "
+                "tokenizer spells any text, as all byte-level ones do."
+            )
+
+
+def _tokenizer(model: str):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def _characters(tokenizer) -> list[str]:
+    """The printable characters of ASCII that a tokenizer can write."""
+    return [c for c in map(chr, range(33, 127)) if not _is_unknown(tokenizer, c)]
+
+
+def _is_unknown(tokenizer, character: str) -> bool:
+    ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+    return tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
+
+
+def _check_data(stage: Stage):
+    for key in ("dataset", "validation"):
+        name = stage.settings.get(key)
+        is_made = any(part in str(name) for part in ("/filtered",))
+        if name is None or name in EMBEDDED or name in SOURCES or is_made:
+            continue
+        if Path(name).suffix in _FILES and not Path(name).is_file():
+            raise FileNotFoundError(f"{stage.name}: {key} is {name}, and there is no such file.")
+    for name in stage.settings.get("benchmarks") or ():
+        if Path(name).suffix in _FILES and not Path(name).is_file():
+            raise FileNotFoundError(f"{stage.name}: benchmarks names {name}, and there is no such file.")
+
+
+def _check_engines(pair: Pair, stage: Stage):
+    backends = [key for key in ("student_backend", "teacher_backend") if stage.settings.get(key) == "vllm"]
+    needs = [*backends, *(["use_vllm"] if stage.settings.get("use_vllm") else [])]
+    needs += ["the teacher's server"] if stage.serve is not None and "vllm" in pair.profile.server else []
+    if needs and importlib.util.find_spec("vllm") is None:
+        raise ImportError(
+            f"{stage.name}: {needs[0]} needs vLLM, which is not installed; `pip install relay_trl[vllm]`."
+        )
+
+
+def _check_room(pair: Pair, stage: Stage):
+    """A completion at its limit must fit into both models' contexts; how long prompts are is seen when they are read."""
+    completion = stage.settings.get("max_completion_length")
+    for model in dict.fromkeys((pair.student, stage.settings.get("teacher") or pair.student)):
+        if completion is not None and Path(model).is_dir():
+            check_context(model, 1, completion)
+
+
+def processes_of(stage: Stage) -> int:
+    """Processes that a stage is launched with."""
+    words = list(stage.launch)
+    if "--num_processes" in words:
+        return int(words[words.index("--num_processes") + 1])
+    if not words or not (path := find(words[0])).is_file():
+        return 1
+    return int(yaml.safe_load(path.read_text(encoding="utf-8")).get("num_processes", 1))
+
+
+def find(path: str) -> Path:
+    """A file of the repository, from here or from where the package lies."""
+    return Path(path) if Path(path).exists() else ROOT / path
+
+
+def _check_launch(stage: Stage):
+    path = find(stage.launch[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"{stage.name}: launch names {stage.launch[0]}, and there is no such file.")
+    if "deepspeed_config" in path.read_text(encoding="utf-8") and importlib.util.find_spec("deepspeed") is None:
+        raise ImportError(
+            f"{stage.name}: {path} needs DeepSpeed, which is not installed; `pip install relay_trl[deepspeed]`."
+        )
+    if stage.section == "grpo":
+        given = stage.settings
+        steps = given.get("steps_per_generation") or given.get("gradient_accumulation_steps", 1)
+        batch, group = given.get("per_device_train_batch_size", 8), given.get("num_generations", 8)
+        if said := broken_groups(batch, processes_of(stage), steps, group):
+            raise ValueError(f"{stage.name}: {said}; change one of them.")
+
+
+def _check_settings(stage: Stage):
+    """The recipe's own checks of its settings."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "settings.yaml")
+        path.write_text(stage.text(), encoding="utf-8")
+        try:
+            RecipeParser(load_classes(stage.section)).parse(["--config", str(path)])
+        except EXPECTED as error:
+            raise ValueError(f"{stage.name}: {error}") from error
+
+
+def _check_server(url: str):
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=10):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it is there; what it wants is seen when it is asked
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The teacher's server {url} does not answer ({error}); start it, or give another --teacher."
+        ) from error

@@ -1,0 +1,117 @@
+"""The command `relay-trl train`: a pair file's stages one after the other, its comparisons and seeds, and the table at the end.
+
+Owns the command line and the order of runs. A stage is `expand.py`'s, running it `running.py`'s, what the runs show in the end
+`outcome.py`'s business.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+import time
+
+from ..cli import check_file
+
+_CHANGE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line; `section.option=value` may stand anywhere in it."""
+    parser = argparse.ArgumentParser(
+        prog="relay-trl train",
+        usage="relay-trl train PAIR [--hardware 1gpu] [--student X] [--teacher URL] [--stages sft grpo] [--seeds 1 2 3] [section.option=value ...]",
+        description="Trains and evaluates a pair: runs the stages of a pair file in order, each by its own recipe, and goes on where "
+        "an earlier run was stopped. Every stage's plain YAML is written to OUTPUT/configs and opens with its launch line.",
+    )
+    parser.add_argument("pair", metavar="PAIR", help="recipes/pairs/<name>.yaml")
+    parser.add_argument(
+        "--hardware", help="profile of the pair file (default: the largest that this machine's GPUs are enough for)"
+    )
+    parser.add_argument("--student", help="folder or Hub id, in place of the file's")
+    parser.add_argument("--teacher", help="folder, Hub id or URL, in place of the file's")
+    parser.add_argument(
+        "--stages", nargs="+", metavar="STAGE", help="only these sections of the file, such as sft grpo"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="train with each of these, and end with a table over them"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="BASELINE",
+        help="baselines of the file to run beside the pair; all, or none (default: the file's)",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="stages side by side on the cores (default: %(default)s)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print stages, batches, memory and the teacher's tokens, and start nothing",
+    )
+    parser.add_argument(
+        "changes",
+        nargs="*",
+        metavar="section.option=value",
+        help="over the file, such as grpo.max_steps=100 or output_dir=runs/mine",
+    )
+    changes = [word for word in arguments if _CHANGE.match(word)]
+    args = parser.parse_args([word for word in arguments if word not in changes])
+    if args.changes:
+        raise ValueError(
+            f"{args.changes[0]!r} is no change of a setting; write section.option=value, such as grpo.max_steps=100."
+        )
+    args.changes = changes
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}; it must be at least 1.")
+    return args
+
+
+def train(arguments: list[str]):
+    """Runs the command.
+
+    Raises:
+        ValueError, OSError: something is wrong that can be told before anything runs.
+        RuntimeError: a stage failed.
+    """
+    args = parse_arguments(arguments)
+    check_file(args.pair, "PAIR")
+    print(f"Reading {args.pair} ...", end="\r", flush=True) if sys.stdout.isatty() else None
+
+    from .check import check_hardware, refuse
+    from .dry_run import print_plan
+    from .expand import server_words
+    from .outcome import Outcome
+    from .pair import load_pair
+    from .running import Runner, check_stages
+    from .runs import Runs
+    from .teacher_server import TeacherServer
+
+    profile = args.hardware
+    pair = load_pair(args.pair, profile, args.changes, args.student, args.teacher)
+    runs = Runs(pair, args.seeds, args.compare, args.stages)
+    print(f"{runs.about()}\n")
+    if args.dry_run:
+        print_plan(pair, runs.all_stages(), args.stages)
+        return
+    check_hardware(pair)
+    refuse(pair, runs.all_stages(), args.stages)
+    check_stages(runs.all_stages(), args.stages)
+    if args.jobs > 1:
+        if any(stage.serve is not None for stage in runs.all_stages()):
+            raise ValueError(
+                f"--jobs is {args.jobs}, but the profile {pair.profile.name} serves a teacher, one stage at a time; leave --jobs out."
+            )
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+
+    started = time.perf_counter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children and the teacher's server end too
+    server = TeacherServer(lambda options: server_words(pair, options), pair.profile.port)
+    outcome = Outcome(pair, runs, args.seeds)
+    with Runner(server, args.jobs) as runner:
+        runs.go(runner, outcome.note)
+    outcome.show()
+    minutes = (time.perf_counter() - started) / 60
+    print(
+        f"\n{minutes:.1f} minutes. The stages' YAML files are in {pair.output_dir / 'configs'}, what they printed in {pair.output_dir / 'logs'}."
+    )
+    print(runs.next_step())

@@ -1,0 +1,242 @@
+"""From a pair to stages: which recipes run, with which plain settings, on what, and where their results go.
+
+Owns the wiring: whose output is whose input, what a comparison shares with the pair itself, and the YAML of a stage, which
+anybody can run by hand. Running them is `stages.py`'s business.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import join, split
+from typing import Any
+
+import yaml
+
+from ..evaluation.config import FROM_STUDENT
+from ..evaluation.methods import load_methods
+from .pair import Pair
+from .sections import SECTIONS, options_of
+
+NEEDS = {"sft": ("warmup",), "grpo": ("sft", "filter"), "evaluate": ("grpo", "sft", "citer"), "push": ("grpo",)}
+"""By section, those whose results it takes, as far as the pair has them; an evaluation takes the last of a student's."""
+
+MAIN = "relay"
+"""What the pair's own run is called beside its comparisons."""
+
+_SEEDED = ("warmup", "sft", "grpo", "citer")
+_FOLDERS = {"filter": "filtered"}
+_RESULTS = {
+    "sft": "relay_config.json",
+    "filter": "train.jsonl",
+    "grpo": "trainer_state.json",
+    "citer": "citer_router.json",
+    "evaluate": "results.json",
+}
+"""The file of its folder that a recipe writes last."""
+
+_NOT_ASKED = {"max_prompt_length", "skip_long_prompts", *FROM_STUDENT} - {"teacher"}
+"""What an evaluation takes from the student's own record, or from the benchmark, rather than from the task."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One recipe with its settings.
+
+    Args:
+        name (`str`): unique in a pair, such as `grpo` or `grpo_simple`.
+        section (`str`): of the pair file.
+        settings (`dict`): the recipe's options.
+        folder (`Path`): the pair's `output_dir`.
+        result (`Path`, *optional*): the file that is written last; a stage that has one is finished. `None`: runs each time.
+        needs (`tuple[str, ...]`): stages whose results it takes.
+        launch (`tuple[str, ...]`): what follows `--config_file` of `accelerate launch`; empty for other recipes.
+        devices (`str`, *optional*): its `CUDA_VISIBLE_DEVICES`.
+        serve (`str`, *optional*): options of the server that its teacher stands behind; `None` for none to be started.
+        teacher_devices (`str`, *optional*): that server's `CUDA_VISIBLE_DEVICES`.
+        run (`str`): whose stage it is: the pair's own (`relay`) or a comparison's name.
+        label (`str`, *optional*): what tables call that.
+    """
+
+    name: str
+    section: str
+    settings: dict[str, Any]
+    folder: Path
+    result: Path | None
+    needs: tuple[str, ...] = ()
+    launch: tuple[str, ...] = ()
+    devices: str | None = None
+    serve: str | None = None
+    teacher_devices: str | None = None
+    run: str = MAIN
+    label: str | None = None
+
+    @property
+    def config(self) -> Path:
+        """Its YAML."""
+        return self.folder / "configs" / f"{self.name}.yaml"
+
+    def words(self) -> list[str]:
+        """The command after `python`, without what is special to a machine."""
+        start = ["-m", "accelerate.commands.launch", "--config_file", *self.launch] if self.launch else []
+        return [*start, f"recipes/{SECTIONS[self.section].name}.py", "--config", str(self.config)]
+
+    def line(self) -> str:
+        """The command as people type it."""
+        words = self.words()
+        start = ["accelerate", "launch", *words[2:]] if self.launch else ["python", *words]
+        return (f"CUDA_VISIBLE_DEVICES={self.devices} " if self.devices else "") + join(start)
+
+    def text(self, server: str | None = None) -> str:
+        """The YAML, opened by its launch line, and by its teacher's where a server is to be started before."""
+        head = [f"# Launch:  {self.line()}"]
+        if server:
+            head.insert(0, f"# Teacher: {server}")
+        return "\n".join(head) + "\n" + yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+@dataclass
+class _Run:
+    """A run being expanded: sections by name, and by which layer each was changed last."""
+
+    pair: Pair
+    names: list[str]
+    sections: dict[str, dict[str, Any]]
+    layer: dict[str, int]
+    seed: int | None
+    label: str | None
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+
+def expand(
+    pair: Pair, layers: Sequence[tuple[str, Mapping[str, Any]]] = (), seed: int | None = None, name: str | None = None
+) -> list[Stage]:
+    """The stages of one run, in their order. Runs that have a stage in common give it the same name and settings.
+
+    Args:
+        pair ([`Pair`]).
+        layers (`Sequence[tuple[str, Mapping]]`): comparisons by name, each over those before it; none is the pair itself.
+        seed (`int`, *optional*): of the trainings, which then have a folder of their own.
+        name (`str`, *optional*): of the run, for its evaluation; `None` takes the last layer's.
+    """
+    sections = {key: dict(value) for key, value in pair.sections.items() if key != "citer"}
+    layer = dict.fromkeys(SECTIONS, 0)
+    label = None
+    for number, (_, change) in enumerate(layers, start=1):
+        label = change.get("label", label)
+        for section in SECTIONS:
+            if section in change:
+                layer[section] = number
+                sections.pop(section, None) if change[section] is None else sections.update(
+                    {section: {**sections.get(section, pair.sections.get(section, {})), **change[section]}}
+                )
+    run = _Run(pair, [MAIN, *(each for each, _ in layers)], sections, layer, seed, label)
+    name = name or run.names[-1]
+    for section in SECTIONS:
+        if section in sections and not (section == "push" and layers):
+            run.stages[section] = _stage(run, section, name)
+    return list(run.stages.values())
+
+
+def _stage(run: _Run, section: str, name: str) -> Stage:
+    pair = run.pair
+    inputs = [run.stages[each] for each in NEEDS.get(section, ()) if each in run.stages]
+    if section == "evaluate":  # of one student, the one trained last
+        inputs = inputs[:1]
+    # What is left out counts as a change of those that would have taken it
+    run.layer[section] = max(run.layer[each] for each in (section, *NEEDS.get(section, ())))
+    is_seeded = run.seed is not None and (section in _SEEDED or (section == "evaluate" and bool(inputs)))
+    seed = f"seed_{run.seed}" if is_seeded else ""
+    if section == "evaluate":
+        folder = pair.output_dir / "evaluation" / (f"{name}_{seed}" if is_seeded else name)
+        title = folder.name
+    else:
+        changed = run.names[run.layer[section]] if run.layer[section] else ""
+        start = _FOLDERS.get(section, section)
+        title = start if changed in ("", section) else f"{start}_{changed}"
+        folder = pair.output_dir / seed / title
+    wired = _wired(run, section, folder)
+    settings = {**_of_task(run, section, bool(inputs)), **wired, **run.sections[section]}
+    settings |= {"seed": run.seed} if is_seeded and section in _SEEDED else {}
+    settings |= pair.overrides.get(section, {})
+    serve = _connect(run, section, settings)
+    settings = {key: value for key, value in settings.items() if value is not None}
+    output = Path(settings.get("output") or settings.get("output_dir") or folder)
+    result = None if section == "push" else output if section == "warmup" else output / _RESULTS[section]
+    prefix = "evaluate_" if section == "evaluate" else ""
+    return Stage(
+        f"{prefix}{title}" + (f"_{seed}" if is_seeded and not prefix else ""),
+        section,
+        settings,
+        pair.output_dir,
+        result,
+        tuple(stage.name for stage in inputs),
+        tuple(split(pair.profile.launch[section])) if SECTIONS[section].is_launched else (),
+        pair.profile.devices.get(section),
+        serve,
+        pair.profile.devices.get("teacher"),
+        name,
+        run.label,
+    )
+
+
+def _wired(run: _Run, section: str, folder: Path) -> dict[str, Any]:
+    """The options that follow from the other stages."""
+    pair, stages = run.pair, run.stages
+    made = {
+        name: str(stage.result if name == "warmup" else stage.result.parent)
+        for name, stage in stages.items()
+        if stage.result
+    }
+    if section == "warmup":
+        return {"student": pair.student, "output": f"{folder}.jsonl"}
+    if section == "sft":
+        wired = {"model_name_or_path": pair.student, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
+        return wired | ({"warmup_data": made["warmup"]} if "warmup" in made else {})
+    if section == "grpo":
+        wired = {"model_name_or_path": made.get("sft", pair.student), "teacher": pair.teacher}
+        data = {"dataset": str(stages["filter"].result)} if "filter" in stages else {}
+        return wired | data | {"output_dir": str(folder), "resume_from_checkpoint": "auto"}
+    if section == "push":
+        evaluations = [str(pair.output_dir / "evaluation" / MAIN)] if "evaluate" in stages else []
+        return {"model": made.get("grpo"), "evaluations": evaluations or None}
+    student = pair.student
+    if section == "evaluate":
+        student = made.get("grpo") or made.get("sft") or pair.student
+    router = {"citer_router": made["citer"]} if section == "evaluate" and "citer" in made else {}
+    models = {"teacher": pair.teacher} if section == "filter" else {"student": student, "teacher": pair.teacher}
+    return {**models, "output_dir": str(folder), **router}
+
+
+def _of_task(run: _Run, section: str, has_input: bool) -> dict[str, Any]:
+    """The options of the task that the stage's recipe knows."""
+    left_out = {"skip_long_prompts"} if section == "sft" else set()  # a warm-up's rows are never left out
+    if section == "evaluate" and ("grpo" in run.stages or "sft" in run.stages):
+        left_out = _NOT_ASKED
+    if section == "evaluate":
+        left_out = left_out | {"max_prompt_length", "skip_long_prompts"}
+    if section == "grpo" and "filter" in run.stages:  # whose rows lie in a file with columns of its own
+        left_out = {"dataset_split", "dataset_size", "problem_column", "answer_column"}
+    known = options_of(section) - left_out
+    return {key: value for key, value in run.pair.task.items() if key in known}
+
+
+def _connect(run: _Run, section: str, settings: dict[str, Any]) -> str | None:
+    """Puts the address of the teacher's server in where the profile has one; returns the server's options."""
+    teacher = settings.get("teacher")
+    if not teacher:
+        return None
+    asked = True
+    if section == "evaluate":
+        asked = any(method.has_teacher for method in load_methods(settings.get("methods") or ["relay"]))
+    serve = run.pair.profile.serve.get(section) if "://" not in teacher and asked else None
+    if serve is not None:
+        settings["teacher"] = f"http://127.0.0.1:{run.pair.profile.port}/v1"
+    if "://" in settings["teacher"] and settings.get("teacher_backend") in ("vllm", "transformers"):
+        settings["teacher_backend"] = None  # the profile's, for a teacher in the stage's own process
+    return serve
+
+
+def server_words(pair: Pair, options: str) -> list[str]:
+    """The command of the teacher's server."""
+    command = pair.profile.server.replace("{teacher}", pair.teacher).replace("{port}", str(pair.profile.port))
+    return [*split(command), *split(options)]

@@ -1,0 +1,80 @@
+"""What a pair's runs have come to: one report over all of them, or a table over their seeds.
+
+Owns which evaluations are read and what they are called. Tables and pages are `evaluation/report/`'s, means over seeds `seeds.py`'s.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .expand import MAIN
+from .pair import Pair
+from .runs import Runs
+
+
+class Outcome:
+    """Collects and shows results.
+
+    Args:
+        pair ([`Pair`]).
+        runs ([`Runs`]).
+        seeds (`Sequence[int]`, *optional*): of the runs.
+    """
+
+    def __init__(self, pair: Pair, runs: Runs, seeds: Sequence[int] | None):
+        self.pair, self.seeds, self._notes = pair, list(seeds or ()), ""
+        self._runs = runs
+        self._chosen: str | None = None
+
+    def note(self, chosen: str | None, notes: str):
+        """Something more may have been evaluated: with seeds, results.md and shares.svg are made anew."""
+        self._chosen, self._notes = chosen, notes
+        if self.seeds:
+            self._write_table()
+
+    def _found(self) -> dict[str, tuple[Path, str | None]]:
+        """By run, the folder of its evaluation and its label, where it is there and needs no seeds."""
+        found = {}
+        for name in self._runs.names:
+            if not self._runs.is_seeded(name):
+                stage = self._runs.stages(name, None, self._chosen)[-1]
+                evaluation = [s for s in self._runs.stages(name, None, self._chosen) if s.section == "evaluate"]
+                if evaluation and evaluation[0].result.exists():
+                    found[name] = (evaluation[0].result.parent, stage.label)
+        return found
+
+    def _write_table(self):
+        from .seeds import write_results
+
+        ends = [folder for folder, _ in self._found().values()]
+        names = [name for name in self._runs.names if self._runs.is_seeded(name)]
+        if any((self.pair.output_dir / "evaluation").glob("*_seed_*/results.json")):
+            write_results(self.pair.output_dir, [MAIN, *(n for n in names if n != MAIN)], self.seeds, self._notes, ends)
+
+    def show(self):
+        """Prints the table, and says where everything is."""
+        if self.seeds:
+            table = self.pair.output_dir / "results.md"
+            if table.exists():
+                print(f"\n{table.read_text(encoding='utf-8')}\nThe table is in {table}.")
+            return
+        found = self._found()
+        if not found:
+            return
+        from ..evaluation.answer_files import read_run
+        from ..evaluation.report.training_plots import read_log
+        from ..evaluation.report.write import print_results, write_report
+
+        runs, logs = [], {}
+        for name, (folder, label) in found.items():
+            run = read_run(folder, name)
+            methods = {answer.method for answer in run.answers}
+            if label and len(methods) == 1:
+                run.labels = {methods.pop(): label}
+            runs.append(run)
+            trained = [stage for stage in self._runs.stages(name, None, self._chosen) if stage.section == "grpo"]
+            if trained and trained[0].result.exists():
+                logs[label or name] = read_log(trained[0].result.parent)
+        report = self.pair.output_dir / "report"
+        title = f"{self.pair.student} with {self.pair.teacher}"
+        print_results(write_report(runs, report, logs, title))
+        print(f"\nTables, plots and pages of rollouts are in {report}: open {report / 'report.html'}.")

@@ -1,0 +1,97 @@
+"""The sections of a pair file: which recipe each stands for, and which options that recipe has.
+
+Owns the table of sections and the refusal of an unknown key. What a section's values are is `pair.py`'s business.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as a stage.
+
+    Args:
+        name (`str`): in `recipes/`, without the ending.
+        title (`str`): what it does, for people.
+        classes (`tuple[str, ...]`): its config classes, `module:name`.
+        is_launched (`bool`, defaults to `False`): whether `accelerate launch` starts it.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    is_launched: bool = False
+
+
+_DATA, _MODEL = "relay_trl.data.config:DataConfig", "trl:ModelConfig"
+
+SECTIONS = {
+    "warmup": Recipe(
+        "build_warmup",
+        "warm-up data: the student's own answers with calls put in",
+        (_DATA, "relay_trl.data.warmup:WarmupConfig"),
+    ),
+    "sft": Recipe(
+        "sft_warmup", "warm-up: the syntax of a call", ("relay_trl.training:RelaySFTConfig", _MODEL), is_launched=True
+    ),
+    "filter": Recipe(
+        "filter_by_teacher",
+        "training set: the problems that the teacher can solve",
+        (_DATA, "relay_trl.data.teacher_filter:FilterConfig"),
+    ),
+    "grpo": Recipe(
+        "grpo_relay",
+        "GRPO: when to call, and for how long",
+        (_DATA, "relay_trl.training:RelayGRPOConfig", _MODEL),
+        is_launched=True,
+    ),
+    "citer": Recipe("train_citer", "CITER's router", (_DATA, "relay_trl.citer.config:CiterConfig")),
+    "evaluate": Recipe("evaluate", "evaluation", ("relay_trl.evaluation.config:EvaluationConfig",)),
+    "push": Recipe("push", "push to the Hub", ("relay_trl.hub.upload:PushConfig",)),
+}
+"""By name, in the order in which they run."""
+
+
+@cache
+def options_of(section: str) -> frozenset[str]:
+    """The names of all options of a section's recipe."""
+    return frozenset(item.name for kind in load_classes(section) for item in fields(kind) if item.init)
+
+
+@cache
+def defaults_of(section: str) -> dict[str, object]:
+    """The default of each option; [`~dataclasses.MISSING`] where there is none."""
+    found = {}
+    for kind in load_classes(section):
+        for item in fields(kind):
+            found[item.name] = item.default_factory() if callable(item.default_factory) else item.default
+    return found
+
+
+def load_classes(section: str) -> tuple[type, ...]:
+    """The config classes of a section's recipe."""
+    return tuple(_load(path) for path in SECTIONS[section].classes)
+
+
+def _load(path: str) -> type:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def check_known(given: Iterable[str], known: Iterable[str], where: str):
+    """Refuses the first key that is not known, and names the nearest one.
+
+    Raises:
+        ValueError: naming the key, the section and what was perhaps meant.
+    """
+    known = sorted(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            few = f"; it has {', '.join(known)}" if not near and len(known) <= 20 else ""
+            raise ValueError(f"{where} has no option {key!r}{hint}{few}.")

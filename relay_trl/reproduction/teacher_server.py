@@ -1,0 +1,122 @@
+"""The server that a teacher stands behind while a stage runs: started, waited for, ended.
+
+Owns that process. Which stages need it, and with which options, is said by the pair's hardware profile.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from shlex import join
+
+_WAIT = "RELAY_TRL_SERVER_WAIT_S"
+"""Environment variable: seconds in which a server must be up (default: 1800, for a model that is loaded from a slow disk)."""
+_LEAVE_S = 30.0
+
+
+class TeacherServer:
+    """A server that is started when a stage asks for it, and again when another asks for other options.
+
+    Args:
+        words (`Callable[[str], list[str]]`): gives the whole command for the options of a stage.
+        port (`int`).
+    """
+
+    def __init__(self, words: Callable[[str], list[str]], port: int):
+        self._words, self.port = words, port
+        self._process: subprocess.Popen | None = None
+        self._options: str | None = None
+        self._log: Path | None = None
+
+    def line(self, options: str) -> str:
+        """The command as people type it."""
+        return join(self._words(options))
+
+    def start(self, options: str, log: Path, devices: str | None = None):
+        """Has the server run with `options`, and waits until it answers.
+
+        Raises:
+            OSError: its port is in use.
+            RuntimeError: it ended, or was not up in time.
+        """
+        if self._process is not None and self._process.poll() is None and self._options == options:
+            return
+        self.stop()
+        check_port(self.port)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        words = self._words(options)
+        words = [sys.executable, *words[1:]] if words[0] == "python" else words
+        env = {**os.environ, **({"CUDA_VISIBLE_DEVICES": devices} if devices else {})}
+        with log.open("wb") as file:
+            try:
+                self._process = subprocess.Popen(
+                    words, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            except OSError as error:
+                raise RuntimeError(f"The teacher's server cannot be started: {words[0]} ({error.strerror}).") from error
+        self._options, self._log = options, log
+        limit = time.monotonic() + float(os.environ.get(_WAIT, 1800))
+        while not self._answers():
+            if said := self.what_ended():
+                raise RuntimeError(said)
+            if time.monotonic() > limit:
+                self.stop()
+                raise RuntimeError(
+                    f"The teacher's server was not up in time; see {log}, and {_WAIT} for the seconds it has."
+                )
+            time.sleep(0.5)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=5):
+                return True
+        except urllib.error.HTTPError:
+            return True
+        except (OSError, ValueError):
+            return False
+
+    def what_ended(self) -> str | None:
+        """Why it is gone, in a sentence; `None` while it runs."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        code = self._process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        last = f" Its last line: {lines[-1]}" if lines else ""
+        return f"the teacher's server {how}; its log is {self._log}. Run the command again to go on.{last}"
+
+    def stop(self):
+        """Ends the server and what it started."""
+        if self._process is not None and self._process.poll() is None:
+            group = os.getpgid(self._process.pid)
+            os.killpg(group, signal.SIGTERM)
+            try:
+                self._process.wait(_LEAVE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(group, signal.SIGKILL)
+                self._process.wait()
+        self._process = None
+
+
+def check_port(port: int):
+    """Refuses a port that something else listens on.
+
+    Raises:
+        OSError: naming it.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise OSError(
+                f"The teacher is to be served at port {port}, which is in use; end what listens there, or set another port in "
+                "the hardware profile, or name that server as the teacher: --teacher "
+                f"http://127.0.0.1:{port}/v1."
+            ) from error
