@@ -1,7 +1,6 @@
-"""How far a stage is, for people who watch a terminal and for logs that nobody watches.
+"""Progress of a stage as lines in a log, for runs without a terminal (SLURM, nohup, CI).
 
-Owns the lines that are printed every 30 seconds where standard output is no terminal (SLURM, nohup, CI). On a terminal the
-stages draw bars of their own.
+Owns these lines, which are printed every 30 seconds. On a terminal the stages show their own progress bars.
 """
 
 import os
@@ -13,22 +12,22 @@ EVERY = "RELAY_TRL_PROGRESS_S"
 """Environment variable: seconds between two lines (default: 30)."""
 
 MARK = "progress: "
-"""How such a line begins."""
+"""The beginning of such a line."""
 
 
 def is_watched() -> bool:
-    """Whether a bar that moves can be seen."""
+    """Whether there is a terminal that can show a progress bar."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 class Lines:
-    """Prints how far a stage is, every 30 seconds until it is closed, however long one item takes. A context manager.
+    """Prints the progress of a stage every 30 seconds until it is closed, however long one item takes. A context manager.
 
     Args:
         what (`str`): the items, such as `answers`.
-        total (`int`): of them.
-        done (`int`, defaults to `0`): those that an earlier run has done.
-        is_shown (`bool`, *optional*): `None` prints where no bar can be seen.
+        total (`int`): number of items.
+        done (`int`, defaults to `0`): items that an earlier run has done.
+        is_shown (`bool`, *optional*): `None` prints if there is no terminal for a bar.
     """
 
     def __init__(self, what: str, total: int, done: int = 0, is_shown: bool | None = None):
@@ -40,12 +39,12 @@ class Lines:
             threading.Thread(target=self._keep_printing, daemon=True).start()
 
     def advance(self, count: int = 1, note: str | None = None):
-        """More items are done; `note` is what there is to say of them all, such as their accuracy."""
+        """Counts finished items. `note` is a text about all of them, such as their accuracy."""
         self.done += count
         self.note = self.note if note is None else note
 
     def text(self) -> str:
-        """The line: done, of how many, rate, time left, note."""
+        """The line: items done, total, rate, time left, note."""
         spent, new = time.monotonic() - self._begun, self.done - self._first
         parts = [f"{self.done} of {self.total} {self.what}"]
         if new and spent > 0:
@@ -72,7 +71,7 @@ class Lines:
             print(f"{MARK}{self.text()}", flush=True)
 
     def close(self):
-        """The stage has ended."""
+        """Ends the lines."""
         self._ended.set()
 
     def __enter__(self) -> "Lines":

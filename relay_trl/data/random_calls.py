@@ -1,6 +1,6 @@
-"""Calls at random: where in an answer a call may stand, and n by lot (paper, section 3.2).
+"""Random calls in warm-up answers: random places and random n (paper, section 3.2).
 
-Owns the places and the tokens of a command. The calls teach the syntax and nothing about when help pays; for that, see
+Owns where a call may stand and the tokens of a command. Such calls teach the syntax but not when help pays; for that, see
 `searched_calls.py`.
 """
 
@@ -16,10 +16,11 @@ def call_spots_end(text: str, marker: str | None) -> tuple[int, list[tuple[int, 
 
     Args:
         text (`str`): the answer.
-        marker (`str`, *optional*): what precedes the final answer; `None`: it is the last `\\boxed{}`.
+        marker (`str`, *optional*): text before the final answer; `None`: the answer is the last `\\boxed{}`.
 
     Returns:
-        `tuple[int, list[tuple[int, int]]]`: the last character position, and the (start, end) of boxes to stay out of.
+        `tuple[int, list[tuple[int, int]]]`: the last position of a call, and the (start, end) of boxes, which must not have
+            calls.
     """
     if marker is not None:
         at = text.rfind(marker)
@@ -72,10 +73,10 @@ def insert_calls(
     step_end: str | None = None,
     step_start_share: float = 0.0,
 ) -> list[int]:
-    """`ids` with up to `num_calls` commands put in between tokens; the tokens themselves stay as sampled.
+    """`ids` with up to `num_calls` commands between tokens. The tokens themselves stay as sampled.
 
-    Fewer are put in where the answer has no room for them: before the final answer, outside boxes and the student's own
-    commands, between whole characters, and not twice in one place.
+    Commands stand before the final answer, outside boxes and the student's own commands, between whole characters, and at
+    most one in each place. There are fewer of them if the answer has no room.
     """
     text = vocabulary.decode(ids)
     end, closed = call_spots_end(text, marker)
@@ -107,6 +108,6 @@ def insert_calls(
 
 
 def _step_ends(ids: list[int], text: str, vocabulary: Vocabulary, step_end: str | None) -> list[int]:
-    """How many of `ids` are written at the end of each step; the answer's end is the last one's."""
+    """For each step, how many of `ids` are written at its end. The last step ends with the answer."""
     ends = [match.end() for match in re.finditer(step_end, text)] if step_end else []
     return sorted({tokens_until(ids, text, end, vocabulary) for end in ends if 0 < end < len(text)} | {len(ids)})

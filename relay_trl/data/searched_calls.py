@@ -1,7 +1,7 @@
-"""Calls that are searched for: where a student's answer needs its teacher, for how long, and that it then comes out right.
+"""Searched calls in warm-up answers: where a student needs its teacher, for how many tokens, and with a right answer.
 
-Owns the search for one problem. Every try is a real relay: the teacher writes the tokens that are asked for, the student goes
-on by itself, and what counts is the answer. Which rows there are and what becomes of them is `warmup.py`'s business.
+Owns the search for one problem. Every try is a real relay: the teacher writes the requested tokens, the student goes on, and
+the answer is graded. `warmup.py` makes the rows.
 """
 
 import asyncio
@@ -26,27 +26,27 @@ from .random_calls import command_ids
 logger = logging.getLogger(__name__)
 
 LINE_END = r"\n"
-"""What ends a step unless a run says otherwise."""
+"""The end of a step, by default."""
 
 
 @dataclass
 class SearchFields(TeacherFields):
-    """What a search looks for and when it gives up.
+    """The options of a search.
 
     Args:
         teacher_temperature (`float`, defaults to `0.7`): of the teacher's tokens.
-        tries (`int`, defaults to `8`): relays and fresh answers per problem, the student's first answer among them.
+        tries (`int`, defaults to `8`): relays and new answers for a problem, including the student's first answer.
         max_calls (`int`, defaults to `3`): most calls in one answer.
         max_call_tokens (`int`, *optional*): largest n.
-        disagreement (`float`, defaults to `0.1`): the student needs help at a token that the teacher gives less than this.
-        doubt (`float`, defaults to `0.8`): likewise at one that the student itself gives less than this and the teacher more;
-            a call reaches over all that the student gives less.
-        gap (`int`, defaults to `3`): most tokens between two needs that one call covers.
-        keep_lucky (`bool`, defaults to `True`): keep a right answer as it is, though it has tokens that need help; `False`
-            goes on until none is left.
-        step_end (`str`, *optional*): regular expression of what ends a step, itself part of it, such as `;`. Where the
-            teacher gives no probabilities, whole steps are tried; `None` means lines.
-        max_teacher_failures (`int`, defaults to `16`): problems in a row lost to a failing engine at which the run stops.
+        disagreement (`float`, defaults to `0.1`): a token needs help if the teacher gives it a lower probability.
+        doubt (`float`, defaults to `0.8`): a token also needs help if the student gives it a lower probability than this and
+            the teacher does not. A call also covers other tokens in a row to which the student gives a lower one.
+        gap (`int`, defaults to `3`): most tokens between two such tokens in one call.
+        keep_lucky (`bool`, defaults to `True`): keep a right answer even if some of its tokens need help; `False` searches
+            until there are none.
+        step_end (`str`, *optional*): regular expression for the end of a step, which belongs to the step, such as `;`; `None`
+            means lines. Whole steps are tried if the teacher gives no probabilities.
+        max_teacher_failures (`int`, defaults to `16`): the run stops after so many failed problems in a row.
         grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
     """
 
@@ -63,10 +63,10 @@ class SearchFields(TeacherFields):
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
 
     def check_search(self):
-        """Refuses what no search can go by.
+        """Refuses options with which no search is possible.
 
         Raises:
-            ValueError: naming the field.
+            ValueError: with the name of the field.
         """
         self.check_teacher()
         if not self.teacher:
@@ -86,12 +86,12 @@ class SearchFields(TeacherFields):
 
 @dataclass
 class Found:
-    """What a search came to.
+    """The result of a search.
 
     Args:
-        trace ([`Trace`], *optional*): the right answer with the fewest teacher tokens that was found; `None`: no right one.
-        is_own (`bool`): whether the student was right by itself at the first go.
-        tries (`int`): relays and fresh answers.
+        trace ([`Trace`], *optional*): the right answer with the fewest teacher tokens; `None` if there is no right one.
+        is_own (`bool`): whether the student's first answer was right without help.
+        tries (`int`): number of relays and new answers.
         teacher_written (`int`), teacher_read (`int`): tokens of the teacher, those of scored texts among the latter.
     """
 
@@ -104,7 +104,7 @@ class Found:
 
 @dataclass(order=True)
 class _Candidate:
-    """A call of `n` tokens at completion token `place` of an answer; the cheapest is tried first."""
+    """A call for `n` tokens at completion token `place` of an answer. The cheapest one is tried first."""
 
     teacher_tokens: int
     number: int
@@ -119,13 +119,13 @@ class CallSearch:
     Args:
         student ([`Engine`]): with a vocabulary.
         teacher ([`Engine`]): with probabilities ([`ScoringEngine`]) its own judgement of the student's tokens says where help is
-            needed and for how long; without, the search goes by the student's own doubt, by steps, and by what comes out.
+            needed and for how long; without, the search uses the student's own doubt, the steps, and the graded answers.
         relay_rules ([`RelayRules`]): of the relays; its `max_calls` is 0 or its `call_bias` bars calls, so that only the
             search puts them in.
         rules ([`SearchFields`]).
         grader ([`Grader`]).
-        is_caller (`bool`, defaults to `False`): whether the student has learnt to read past its calls. One that has not is
-            not shown them, and they are put in when the answer is done.
+        is_caller (`bool`, defaults to `False`): whether the student has learned to read past its calls. If not, it does not
+            see them, and they are inserted when the answer is finished.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class CallSearch:
         )
 
     async def search(self, prompt: RelayPrompt, gold: str | Sequence[str], seed: int) -> Found:
-        """The cheapest right answer to one problem, cheapest in teacher tokens.
+        """The right answer to a problem with the fewest teacher tokens.
 
         Raises:
             EngineError: student or teacher failed.
@@ -190,7 +190,7 @@ class CallSearch:
         return found
 
     async def _ask(self, candidate: _Candidate, prompt: RelayPrompt, found: Found, seed: int | None) -> Trace:
-        """The candidate's answer up to its call, and what the teacher writes then."""
+        """The candidate's answer up to its call, and the teacher's tokens."""
         trace = self._cut(candidate)
         left = self._relay_rules.max_completion_tokens - trace.num_tokens
         sampling = replace(self._relay_rules.teacher, seed=seed)
@@ -216,13 +216,13 @@ class CallSearch:
         )
 
     def _write(self, n: int, span: Span):
-        """Puts a command behind a span."""
+        """Appends a command to a span."""
         command = command_ids(n, self._vocabulary, self._relay_rules.syntax)
         span.ids, span.text = span.ids + command, span.text + self._relay_rules.syntax.render(n)
         span.removed += len(command)
 
     def _with_commands(self, trace: Trace) -> Trace:
-        """The answer of a student that was not shown its calls, with them."""
+        """An answer with its calls inserted, for a student that did not see them."""
         asking = (k for k, span in enumerate(trace.spans[1:]) if span.author is Author.TEACHER)
         for k, call in zip(asking, trace.calls, strict=True):
             self._write(call.requested, trace.spans[k])
@@ -230,7 +230,7 @@ class CallSearch:
         return trace
 
     async def _needs(self, trace: Trace, prompt: RelayPrompt, found: Found) -> list[tuple[int, int]]:
-        """Places behind the last call where a next one may help, and how many tokens it would take."""
+        """Places after the last call where another call may help, and how many tokens it needs."""
         if trace.spans[-1].author is not Author.STUDENT:
             return []
         span = trace.spans[-1]
@@ -250,7 +250,7 @@ class CallSearch:
         return [] if first is None else [(start + first, _reach(is_open, first, rules.gap))]
 
     def _guesses(self, span: Span, own: list[float]) -> list[tuple[int, int]]:
-        """Where help may be needed as far as the student and the form of its answer tell."""
+        """Places where help may be needed, judged by the student's probabilities and the steps of its answer."""
         is_open = [mine < self._rules.doubt for mine in own]
         starts = [k for k, doubt in enumerate(is_open) if doubt and (k == 0 or not is_open[k - 1])]
         guesses = {(k, _reach(is_open, k, self._rules.gap)) for k in starts}
@@ -261,9 +261,9 @@ class CallSearch:
         return sorted(guesses)
 
     async def _scores(self, trace: Trace, prompt: RelayPrompt, found: Found) -> list[float] | None:
-        """The teacher's probability of each token of the answer, commands left out; `None` if it gives none.
+        """The teacher's probability of each token of the answer without commands; `None` if the teacher gives none.
 
-        An end token of the student's is scored where both share a vocabulary; else it passes for certain.
+        The student's end token is scored if both share a vocabulary; otherwise its probability is taken as 1.
         """
         if not isinstance(self._teacher, ScoringEngine):
             return None
@@ -288,7 +288,7 @@ class CallSearch:
 
 
 def _reach(is_open: Sequence[bool], first: int, gap: int) -> int:
-    """Tokens from `first` to the last open one that is reached over closed runs of at most `gap`."""
+    """Number of tokens from `first` to the last open one, across gaps of at most `gap` closed tokens."""
     last = first
     for k in range(first + 1, len(is_open)):
         if is_open[k]:

@@ -1,7 +1,7 @@
 """Warm-up data: the student's own answers with calls in them, from which it learns to call.
 
-Owns the options and the rows. Where calls stand and what they ask for is the business of `random_calls.py` (the paper's, section
-3.2) and `searched_calls.py`.
+Owns the options and the rows. `random_calls.py` (paper, section 3.2) and `searched_calls.py` choose the places of calls and
+their n.
 """
 
 import random
@@ -28,7 +28,7 @@ from .searched_calls import CallSearch, SearchFields
 CALLS = ("random", "searched")
 
 _ASKING = ("teacher_backend", "teacher_timeout_s", "teacher_retries", "teacher_concurrency", "max_teacher_failures")
-"""How a teacher is asked, which changes no answer."""
+"""Options of requests to the teacher, which do not change an answer."""
 
 
 @dataclass
@@ -129,7 +129,7 @@ class WarmupConfig(PromptFields, SearchFields):
         return redact({**kept, **weights, "problems": fingerprint_rows(rows)})
 
     def progress_path(self, shard: int) -> Path:
-        """The file with the answers of a shard, as far as they are made."""
+        """The file with the finished answers of a shard."""
         name = "" if self.num_shards == 1 else f"-{shard:05d}-of-{self.num_shards:05d}"
         return Path(f"{self.output}{name}.progress")
 
@@ -143,12 +143,12 @@ async def warmup_rows(
     teacher: Engine | None = None,
     is_caller: bool = False,
 ) -> AsyncIterator[tuple[int, dict]]:
-    """Answers every problem and puts calls in. An answer and its calls depend on its number and the seed alone.
+    """Answers every problem and inserts calls. An answer and its calls depend only on its number and the seed.
 
     Args:
-        done (`Container[int]`): numbers of answers that are there already and are not asked for again.
-        teacher ([`Engine`], *optional*): of searched calls.
-        is_caller (`bool`, defaults to `False`): whether the student has learnt to call; then its own calls are barred.
+        done (`Container[int]`): numbers of answers that exist and are not made again.
+        teacher ([`Engine`], *optional*): for searched calls.
+        is_caller (`bool`, defaults to `False`): whether the student has learned to call; its own calls are then excluded.
 
     Yields:
         `tuple[int, dict]`, as answers are done: the number of the answer (row times `config.samples` plus sample), and a dict
@@ -157,7 +157,7 @@ async def warmup_rows(
         what the student wrote and its calls, 0 for the teacher's tokens), `answer` and `calls`.
 
     Raises:
-        EngineError: the teacher failed; what is done by then has been given.
+        EngineError: the teacher failed. Answers that were finished before have been yielded.
     """
     rules = RelayRules(
         max_completion_tokens=config.max_completion_length,
@@ -169,7 +169,7 @@ async def warmup_rows(
     vocabulary = student.vocabulary
     if vocabulary is None:
         raise ValueError(f"The student {student.name!r} gives no token ids; warm-up data need a student that does.")
-    command_ids(1, vocabulary, config.syntax)  # refuses a vocabulary without tags before anything is asked
+    command_ids(1, vocabulary, config.syntax)  # refuses a vocabulary without tags before any request
     mine = range(config.shard, len(rows) * config.samples, config.num_shards)
     numbers = (number for number in mine if number not in done)
     with Grader(config.answer_marker, config.grading_time_limit_s) as grader:
@@ -239,13 +239,13 @@ def _row(row: dict, trace: Trace, config: WarmupConfig) -> dict:
 
 
 def write_warmup(entries: dict[int, dict], config: WarmupConfig) -> str:
-    """Writes the rows of all answers to `config.output`, in order, and says what they are.
+    """Writes the rows of all answers to `config.output`, in order; returns a sentence about them.
 
     Args:
-        entries (`dict[int, dict]`): what [`warmup_rows`] gave, by number.
+        entries (`dict[int, dict]`): the answers of [`warmup_rows`], by number.
 
     Raises:
-        ValueError: there is no row, or, of a search, none with a call.
+        ValueError: there is no row, or a search found no row with a call.
     """
     outcomes, counts = Counter(), Counter()
     called, plain = [], []

@@ -1,6 +1,6 @@
-"""What would stop a pair, told before any model is loaded: models, vocabularies, contexts, data, hardware, servers.
+"""Finds what would stop a pair file, before a model is loaded: models, vocabularies, contexts, data, hardware, servers.
 
-Owns the checks that need both models or the whole pair; those of one recipe are its own, and are made here as well.
+Owns the checks that need both models or the whole pair file. The checks of each recipe are made here too.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def check(arguments: list[str]):
-    """The command `relay-trl check PAIR`: prints what would stop it; exit status 1 where something would."""
+    """The command `relay-trl check PAIR`: prints what would stop the pair; exit status 1 if there is something."""
     parser = argparse.ArgumentParser(
         prog="relay-trl check", description="Says what would stop a pair, before anything is loaded."
     )
@@ -54,7 +54,7 @@ def check(arguments: list[str]):
 
 
 def check_hardware(pair: Pair):
-    """Refuses a profile for GPUs that are not there."""
+    """Refuses a profile for more GPUs than there are."""
     here = count_gpus()
     if pair.profile.gpus > here:
         raise ValueError(
@@ -70,12 +70,13 @@ def refuse(pair: Pair, stages: Sequence[Stage], wanted: Sequence[str] | None):
 
 
 def problems(pair: Pair, stages: Sequence[Stage], wanted: Sequence[str] | None, is_thorough: bool = False) -> list[str]:
-    """What would stop the stages, a sentence each.
+    """What would stop the stages, one sentence for each problem.
 
     Args:
         pair ([`Pair`]).
-        stages (`Sequence[Stage]`), wanted (`Sequence[str]`, *optional*): all, and the sections that run.
-        is_thorough (`bool`, defaults to `False`): make every recipe's own checks of its settings too, and ask servers.
+        stages (`Sequence[Stage]`): all stages.
+        wanted (`Sequence[str]`, *optional*): the sections that run; `None`: all.
+        is_thorough (`bool`, defaults to `False`): also make every recipe's own checks, and ask servers.
     """
     found: list[str] = []
 
@@ -120,10 +121,10 @@ def problems(pair: Pair, stages: Sequence[Stage], wanted: Sequence[str] | None, 
 
 
 def check_together(pair: Pair):
-    """Refuses a student and a teacher whose words cannot reach each other.
+    """Refuses a student and a teacher that cannot exchange text.
 
     Raises:
-        ValueError: saying why, and what would do.
+        ValueError: with the reason and a remedy.
     """
     if "://" in pair.teacher:
         return
@@ -183,7 +184,7 @@ def _check_engines(pair: Pair, stage: Stage):
 
 
 def _check_room(pair: Pair, stage: Stage):
-    """A completion at its limit must fit into both models' contexts; how long prompts are is seen when they are read."""
+    """A completion of the largest length must fit into both contexts. Prompts are checked when they are read."""
     completion = stage.settings.get("max_completion_length")
     for model in dict.fromkeys((pair.student, stage.settings.get("teacher") or pair.student)):
         if completion is not None and Path(model).is_dir():
@@ -191,7 +192,7 @@ def _check_room(pair: Pair, stage: Stage):
 
 
 def processes_of(stage: Stage) -> int:
-    """Processes that a stage is launched with."""
+    """The number of processes of a stage."""
     words = list(stage.launch)
     if "--num_processes" in words:
         return int(words[words.index("--num_processes") + 1])
@@ -201,7 +202,7 @@ def processes_of(stage: Stage) -> int:
 
 
 def find(path: str) -> Path:
-    """A file of the repository, from here or from where the package lies."""
+    """A file of the repository, from the working directory or from the package's place."""
     return Path(path) if Path(path).exists() else ROOT / path
 
 
@@ -239,7 +240,7 @@ def _check_server(url: str):
         with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=10):
             pass
     except urllib.error.HTTPError:
-        pass  # it is there; what it wants is seen when it is asked
+        pass  # it is there; the stage will see what it needs
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The teacher's server {url} does not answer ({error}); start it, or give another --teacher."

@@ -1,7 +1,6 @@
-"""The command `relay-trl train`: a pair file's stages one after the other, its comparisons and seeds, and the table at the end.
+"""The command `relay-trl train`: runs a pair file's stages, comparisons and seeds, and prints the table at the end.
 
-Owns the command line and the order of runs. A stage is `expand.py`'s, running it `running.py`'s, what the runs show in the end
-`outcome.py`'s business.
+Owns the command line. `expand.py` makes the stages, `runs.py` the order, `running.py` runs them, `outcome.py` shows the results.
 """
 
 import argparse
@@ -70,7 +69,7 @@ def train(arguments: list[str]):
     """Runs the command.
 
     Raises:
-        ValueError, OSError: something is wrong that can be told before anything runs.
+        ValueError, OSError: something is wrong that is found before anything runs.
         RuntimeError: a stage failed.
     """
     args = parse_arguments(arguments)
@@ -104,7 +103,7 @@ def train(arguments: list[str]):
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
 
     started = time.perf_counter()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children and the teacher's server end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the children and the teacher's server too
     server = TeacherServer(lambda options: server_words(pair, options), pair.profile.port)
     outcome = Outcome(pair, runs, args.seeds)
     with Runner(server, args.jobs) as runner:

@@ -1,6 +1,6 @@
 """What `relay-trl train --dry-run` prints: the stages as commands, batches, memory, and the teacher's tokens and their price.
 
-Owns the words. The arithmetic is `planning/`'s; nothing is started and no model is loaded.
+Owns the output. `planning/` has the arithmetic. Nothing is started and no model is loaded.
 """
 
 import tempfile
@@ -60,7 +60,7 @@ def _print_training(pair: Pair, stage: Stage):
 
 
 def _print_teacher(pair: Pair, stage: Stage, options: report.Options, config: SimpleNamespace, processes: int):
-    """Tokens of the whole training, at the share and calls that the plan expects."""
+    """Prints the teacher's tokens in the whole training, at the share and calls that the plan expects."""
     steps = _optimizer_steps(stage, options, processes)
     if steps is None:
         print(

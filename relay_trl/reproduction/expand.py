@@ -1,7 +1,7 @@
-"""From a pair to stages: which recipes run, with which plain settings, on what, and where their results go.
+"""Makes stages from a pair file: which recipes run, with which settings and inputs, and where their results go.
 
-Owns the wiring: whose output is whose input, what a comparison shares with the pair itself, and the YAML of a stage, which
-anybody can run by hand. Running them is `stages.py`'s business.
+Owns the connections: whose output is whose input, what a comparison shares with the pair's own run, and the YAML of a stage,
+which can also be run by hand. `running.py` runs the stages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from .pair import Pair
 from .sections import SECTIONS, options_of
 
 NEEDS = {"sft": ("warmup",), "grpo": ("sft", "filter"), "evaluate": ("grpo", "sft", "citer"), "push": ("grpo",)}
-"""By section, those whose results it takes, as far as the pair has them; an evaluation takes the last of a student's."""
+"""For each section, the sections whose results it needs, if the pair has them. An evaluation takes the student's last stage."""
 
 MAIN = "relay"
-"""What the pair's own run is called beside its comparisons."""
+"""The name of the pair's own run beside its comparisons."""
 
 _SEEDED = ("warmup", "sft", "grpo", "citer")
 _FOLDERS = {"filter": "filtered"}
@@ -32,10 +32,10 @@ _RESULTS = {
     "citer": "citer_router.json",
     "evaluate": "results.json",
 }
-"""The file of its folder that a recipe writes last."""
+"""For each recipe, the file that it writes last."""
 
 _NOT_ASKED = {"max_prompt_length", "skip_long_prompts", *FROM_STUDENT} - {"teacher"}
-"""What an evaluation takes from the student's own record, or from the benchmark, rather than from the task."""
+"""Options that an evaluation takes from the student's relay config or from the benchmark and not from the task."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Stage:
         section (`str`): of the pair file.
         settings (`dict`): the recipe's options.
         folder (`Path`): the pair's `output_dir`.
-        result (`Path`, *optional*): the file that is written last; a stage that has one is finished. `None`: runs each time.
-        needs (`tuple[str, ...]`): stages whose results it takes.
+        result (`Path`, *optional*): the file that is written last. A stage is finished if it exists. `None`: runs every time.
+        needs (`tuple[str, ...]`): stages whose results it needs.
         launch (`tuple[str, ...]`): what follows `--config_file` of `accelerate launch`; empty for other recipes.
         devices (`str`, *optional*): its `CUDA_VISIBLE_DEVICES`.
-        serve (`str`, *optional*): options of the server that its teacher stands behind; `None` for none to be started.
+        serve (`str`, *optional*): options of its teacher's server; `None`: no server is started.
         teacher_devices (`str`, *optional*): that server's `CUDA_VISIBLE_DEVICES`.
-        run (`str`): whose stage it is: the pair's own (`relay`) or a comparison's name.
-        label (`str`, *optional*): what tables call that.
+        run (`str`): the run that it belongs to: the pair's own (`relay`) or a comparison.
+        label (`str`, *optional*): the run's name in tables.
     """
 
     name: str
@@ -76,18 +76,18 @@ class Stage:
         return self.folder / "configs" / f"{self.name}.yaml"
 
     def words(self) -> list[str]:
-        """The command after `python`, without what is special to a machine."""
+        """The command after `python`, without what depends on the machine."""
         start = ["-m", "accelerate.commands.launch", "--config_file", *self.launch] if self.launch else []
         return [*start, f"recipes/{SECTIONS[self.section].name}.py", "--config", str(self.config)]
 
     def line(self) -> str:
-        """The command as people type it."""
+        """The command as one would type it."""
         words = self.words()
         start = ["accelerate", "launch", *words[2:]] if self.launch else ["python", *words]
         return (f"CUDA_VISIBLE_DEVICES={self.devices} " if self.devices else "") + join(start)
 
     def text(self, server: str | None = None) -> str:
-        """The YAML, opened by its launch line, and by its teacher's where a server is to be started before."""
+        """The YAML. Its header has the launch command, and the command of the teacher's server if one is needed."""
         head = [f"# Launch:  {self.line()}"]
         if server:
             head.insert(0, f"# Teacher: {server}")
@@ -96,7 +96,7 @@ class Stage:
 
 @dataclass
 class _Run:
-    """A run being expanded: sections by name, and by which layer each was changed last."""
+    """A run while it is expanded: its sections, and for each the layer that changed it last."""
 
     pair: Pair
     names: list[str]
@@ -114,8 +114,9 @@ def expand(
 
     Args:
         pair ([`Pair`]).
-        layers (`Sequence[tuple[str, Mapping]]`): comparisons by name, each over those before it; none is the pair itself.
-        seed (`int`, *optional*): of the trainings, which then have a folder of their own.
+        layers (`Sequence[tuple[str, Mapping]]`): names and changes of comparisons, each applied after those before it; empty for
+            the pair's own run.
+        seed (`int`, *optional*): of the trainings, which then have their own folder.
         name (`str`, *optional*): of the run, for its evaluation; `None` takes the last layer's.
     """
     sections = {key: dict(value) for key, value in pair.sections.items() if key != "citer"}
@@ -140,9 +141,9 @@ def expand(
 def _stage(run: _Run, section: str, name: str) -> Stage:
     pair = run.pair
     inputs = [run.stages[each] for each in NEEDS.get(section, ()) if each in run.stages]
-    if section == "evaluate":  # of one student, the one trained last
+    if section == "evaluate":  # only the one trained last
         inputs = inputs[:1]
-    # What is left out counts as a change of those that would have taken it
+    # A stage that is left out counts as a change of those that would need it
     run.layer[section] = max(run.layer[each] for each in (section, *NEEDS.get(section, ())))
     is_seeded = run.seed is not None and (section in _SEEDED or (section == "evaluate" and bool(inputs)))
     seed = f"seed_{run.seed}" if is_seeded else ""
@@ -208,20 +209,20 @@ def _wired(run: _Run, section: str, folder: Path) -> dict[str, Any]:
 
 
 def _of_task(run: _Run, section: str, has_input: bool) -> dict[str, Any]:
-    """The options of the task that the stage's recipe knows."""
-    left_out = {"skip_long_prompts"} if section == "sft" else set()  # a warm-up's rows are never left out
+    """Those options of the task that the stage's recipe has."""
+    left_out = {"skip_long_prompts"} if section == "sft" else set()  # no rows of the warm-up are left out
     if section == "evaluate" and ("grpo" in run.stages or "sft" in run.stages):
         left_out = _NOT_ASKED
     if section == "evaluate":
         left_out = left_out | {"max_prompt_length", "skip_long_prompts"}
-    if section == "grpo" and "filter" in run.stages:  # whose rows lie in a file with columns of its own
+    if section == "grpo" and "filter" in run.stages:  # the filter's file has its own columns
         left_out = {"dataset_split", "dataset_size", "problem_column", "answer_column"}
     known = options_of(section) - left_out
     return {key: value for key, value in run.pair.task.items() if key in known}
 
 
 def _connect(run: _Run, section: str, settings: dict[str, Any]) -> str | None:
-    """Puts the address of the teacher's server in where the profile has one; returns the server's options."""
+    """Sets the address of the teacher's server, if the profile has one; returns the server's options."""
     teacher = settings.get("teacher")
     if not teacher:
         return None
@@ -232,7 +233,7 @@ def _connect(run: _Run, section: str, settings: dict[str, Any]) -> str | None:
     if serve is not None:
         settings["teacher"] = f"http://127.0.0.1:{run.pair.profile.port}/v1"
     if "://" in settings["teacher"] and settings.get("teacher_backend") in ("vllm", "transformers"):
-        settings["teacher_backend"] = None  # the profile's, for a teacher in the stage's own process
+        settings["teacher_backend"] = None  # it was for a teacher in the stage's own process
     return serve
 
 

@@ -1,6 +1,6 @@
-"""What a pair's runs have come to: one report over all of them, or a table over their seeds.
+"""The results of a pair's runs: one report over all of them, or a table over their seeds.
 
-Owns which evaluations are read and what they are called. Tables and pages are `evaluation/report/`'s, means over seeds `seeds.py`'s.
+Owns which evaluations are read, and their names. `evaluation/report/` makes tables and pages, `seeds.py` means over seeds.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ class Outcome:
         self._chosen: str | None = None
 
     def note(self, chosen: str | None, notes: str):
-        """Something more may have been evaluated: with seeds, results.md and shares.svg are made anew."""
+        """Call it after an evaluation: with seeds, results.md and shares.svg are written again."""
         self._chosen, self._notes = chosen, notes
         if self.seeds:
             self._write_table()
 
     def _found(self) -> dict[str, tuple[Path, str | None]]:
-        """By run, the folder of its evaluation and its label, where it is there and needs no seeds."""
+        """For each finished run without seeds, the folder of its evaluation and its label."""
         found = {}
         for name in self._runs.names:
             if not self._runs.is_seeded(name):

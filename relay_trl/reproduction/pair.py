@@ -1,7 +1,7 @@
 """The pair file: a student, its teacher, their task, and what each stage changes of the defaults.
 
-Owns its keys, how one file builds on another, and what wins over what: the file it is based on, the file itself, the hardware
-profile, a comparison's changes, the command line; each over those before it. Which stages follow is `expand.py`'s business.
+Owns its keys, how one file is based on another, and the order in which settings override each other: the base file, the file
+itself, the hardware profile, a comparison's changes, the command line. `expand.py` makes the stages.
 """
 
 import copy
@@ -31,14 +31,14 @@ class Profile:
     """How a pair runs on some hardware.
 
     Args:
-        name (`str`): as the pair file calls it.
-        gpus (`int`, defaults to `0`): that must be there.
-        gpu_memory (`float`, defaults to `80`): GiB of one, less what the teacher takes where it shares it; for the plan.
-        launch (`dict[str, str]`): by section, what follows `accelerate launch --config_file`: a file and perhaps options.
-        devices (`dict[str, str]`): by section, and for `teacher`, its `CUDA_VISIBLE_DEVICES`; all where it is not named.
-        serve (`dict[str, str]`): by section, the options of the server that the teacher stands behind then; in the other
-            stages it is a model in the stage's own process.
-        server (`str`): the command of that server, where `{teacher}` and `{port}` are filled in.
+        name (`str`): its name in the pair file.
+        gpus (`int`, defaults to `0`): GPUs that it needs.
+        gpu_memory (`float`, defaults to `80`): GiB of one GPU, without the part of a teacher that shares it; for the plan.
+        launch (`dict[str, str]`): by section, what follows `accelerate launch --config_file`: a file, and options.
+        devices (`dict[str, str]`): by section, and for `teacher`, its `CUDA_VISIBLE_DEVICES`; all GPUs by default.
+        serve (`dict[str, str]`): by section, the options of the teacher's server. In other sections the teacher is a model in
+            the stage's own process.
+        server (`str`): the command of that server, with `{teacher}` and `{port}`.
         port (`int`, defaults to `8001`).
     """
 
@@ -54,20 +54,20 @@ class Profile:
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair file with a profile and the command line's changes in it.
+    """A pair file with a profile and the changes of the command line.
 
     Args:
         path (`Path`): the file.
         student, teacher (`str`): folder, Hub id, or (the teacher) the URL of a server.
-        output_dir (`Path`): where everything goes.
-        about (`str`): what the file is for.
-        task (`dict`): options that all stages share which know them.
+        output_dir (`Path`): folder for all results.
+        about (`str`): the purpose of the file.
+        task (`dict`): options for all stages that have them.
         sections (`dict[str, dict]`): by stage, its own options.
-        overrides (`dict[str, dict]`): by stage, those of the command line.
-        baselines (`dict[str, dict]`): by name, what a comparison changes; `None` for a section leaves that stage out.
-        compare (`list[str]`): the baselines that are run unless the command line says otherwise.
-        candidates (`dict[str, dict]`), choose_on (`dict`): settings among which the validation rows choose, and how an
-            evaluation asks those.
+        overrides (`dict[str, dict]`): by stage, the options of the command line.
+        baselines (`dict[str, dict]`): by name, the changes of a comparison; `None` for a section leaves that stage out.
+        compare (`list[str]`): the baselines that run by default.
+        candidates (`dict[str, dict]`), choose_on (`dict`): settings to choose from on validation rows, and the options of
+            the evaluation for this choice.
         profile ([`Profile`]).
     """
 
@@ -98,11 +98,11 @@ def load_pair(
 
     Args:
         path (`str` or `Path`).
-        hardware (`str`, *optional*): the profile; `None` takes the largest that the GPUs here are enough for.
-        changes (`Sequence[str]`): `section.option=value`, `option=value` for what is no stage's, or for the only stage that
-            knows it.
-        student, teacher (`str`, *optional*): in place of the file's.
-        gpus (`int`, *optional*): GPUs here, `None` counts them.
+        hardware (`str`, *optional*): the profile; `None` takes the largest one for which there are enough GPUs.
+        changes (`Sequence[str]`): `section.option=value`, or `option=value` for a key of the file itself or an option that
+            only one stage has.
+        student, teacher (`str`, *optional*): instead of the file's.
+        gpus (`int`, *optional*): number of GPUs; `None` counts them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -144,7 +144,7 @@ _OR_URL = {"student": "", "teacher": ", or the URL of a server"}
 
 
 def read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A pair file over those that it is based on, with every key checked and every mapping there."""
+    """A pair file merged with the files that it is based on. All keys are checked, and all mappings exist."""
     if not path.is_file():
         where = f", which {below[-1]} is based on" if below else ""
         raise FileNotFoundError(f"The pair file {path}{where} does not exist.")
@@ -236,7 +236,7 @@ def count_gpus() -> int:
 
 
 def _changes(changes: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the command line says, by section; the empty name has the pair's own keys."""
+    """The changes of the command line by section; the empty name has the pair's own keys."""
     found: dict[str, dict[str, Any]] = {}
     for change in changes:
         key, equals, text = change.partition("=")
@@ -275,7 +275,7 @@ def _changes(changes: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict
 
 
 def slug(model: str, task: Mapping[str, Any] | None = None) -> str:
-    """A model's name as a part of a folder's name."""
+    """A model's name in a form for folder names."""
     name = str((task or {}).get("teacher_model") or model) if "://" in model else model
     name = re.sub(r"^\w+://", "", name).rstrip("/")
     last = name.replace("/", "_") if "://" in model else name.rpartition("/")[2]
@@ -283,7 +283,7 @@ def slug(model: str, task: Mapping[str, Any] | None = None) -> str:
 
 
 def _filled(values: Any, names: Mapping[str, str], given: Mapping[str, Any]) -> Any:
-    """`{student}` and `{teacher}` in paths filled in with the models' names."""
+    """`values` with `{student}` and `{teacher}` in paths replaced by the models' names."""
     if isinstance(values, dict):
         return {key: value if "template" in key else _filled(value, names, given) for key, value in values.items()}
     if isinstance(values, str):

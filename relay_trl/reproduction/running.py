@@ -1,7 +1,7 @@
-"""Runs stages: each in a process of its own, in order, and none again that is finished.
+"""Runs stages in order, each in its own process. A finished stage is not run again.
 
-Owns the start and end of a stage's process, its log and its line of progress, and the refusal of a folder that holds a run with
-other settings. What the stages are is `expand.py`'s business, the teacher's server that of `teacher_server.py`.
+Owns the start and end of a stage's process, its log and its line of progress, and the refusal of a folder with a run of other
+settings. `expand.py` makes the stages, `teacher_server.py` has the teacher's server.
 """
 
 import os
@@ -27,15 +27,15 @@ _NO_SETTINGS = {"resume_from_checkpoint", "disable_tqdm"}
 
 
 def check_stages(stages: Iterable[Stage], wanted: Iterable[str] | None = None):
-    """Refuses, before anything runs, a stage whose input is missing, and a folder with a run of other settings.
+    """Refuses stages whose input is missing, and a folder with a run of other settings, before anything runs.
 
     Args:
-        stages (`Iterable[Stage]`): all of them, in order.
-        wanted (`Iterable[str]`, *optional*): the sections that are to run; `None`: all.
+        stages (`Iterable[Stage]`): all stages, in order.
+        wanted (`Iterable[str]`, *optional*): the sections that run; `None`: all.
 
     Raises:
-        FileNotFoundError: naming the file, and the stage that makes it.
-        ValueError: naming the setting and both its values.
+        FileNotFoundError: with the file and the stage that makes it.
+        ValueError: with the setting and both values.
     """
     by_name = {stage.name: stage for stage in stages}
     for stage in by_name.values():
@@ -72,18 +72,18 @@ def _check_settings(stage: Stage):
 
 
 def write_config(stage: Stage, server: str | None = None):
-    """Writes the stage's YAML, from which anybody can run it by hand."""
+    """Writes the stage's YAML, which can also be run by hand."""
     stage.config.parent.mkdir(parents=True, exist_ok=True)
     stage.config.write_text(stage.text(server), encoding="utf-8")
 
 
 class Runner:
-    """Runs stages with a line for each.
+    """Runs stages and prints a line for each.
 
     Args:
-        server ([`TeacherServer`], *optional*): starts the teacher where a stage has it served.
-        jobs (`int`, defaults to `1`): stages side by side.
-        say (`Callable`, defaults to `print`): takes a line.
+        server ([`TeacherServer`], *optional*): the teacher's server, for stages that need it.
+        jobs (`int`, defaults to `1`): stages at the same time.
+        say (`Callable`, defaults to `print`): gets the lines.
     """
 
     def __init__(self, server: TeacherServer | None = None, jobs: int = 1, say: Callable[[str], None] | None = None):
@@ -99,15 +99,15 @@ class Runner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception):
-        if kind is not None and not issubclass(kind, Exception):  # told to leave
+        if kind is not None and not issubclass(kind, Exception):  # a signal to stop
             for child in list(self._children):
                 child.terminate()
-        self._pool.shutdown(cancel_futures=True)  # where one failed, those that have begun are finished
+        self._pool.shutdown(cancel_futures=True)  # after a failure, stages that have begun are finished
         if self.server is not None:
             self.server.stop()
 
     def submit(self, stages: Iterable[Stage]) -> list["Future[bool]"]:
-        """Starts what has not been started of a run's stages, each once those have ended that it takes something of."""
+        """Starts the stages of a run that have not been started, each when the stages that it needs have ended."""
         futures = []
         with self._lock:
             for stage in stages:
@@ -121,7 +121,7 @@ class Runner:
         """Runs stages to their end.
 
         Raises:
-            RuntimeError: one failed.
+            RuntimeError: a stage failed.
         """
         for future in self.submit(stages):
             future.result()
@@ -189,8 +189,8 @@ class Runner:
 
 def environment(stage: Stage) -> Mapping[str, str]:
     """The environment of a stage's process."""
-    # Threads that wait must not spin: beside other work on the machine that makes a step ten times as long. Decoding on a CPU is
-    # faster on one thread for small models; training is not, and accelerate picks its threads itself
+    # Waiting threads must not spin: with other work on the machine, steps would take ten times as long. Small models decode faster
+    # on one thread of a CPU. Training is not faster so, and accelerate chooses its threads itself
     env = {"OMP_WAIT_POLICY": "PASSIVE", **({} if stage.launch else {"OMP_NUM_THREADS": "1"}), **os.environ}
     env |= {EVERY: "2", "PYTHONUNBUFFERED": "1"}
     return env | ({"CUDA_VISIBLE_DEVICES": stage.devices} if stage.devices else {})
@@ -218,7 +218,7 @@ def _progress_in(log: Path) -> str:
 
 
 def _error_in(log: Path) -> str:
-    """What went wrong, in the recipe's one sentence, else the last line that says something."""
+    """The recipe's one-sentence error, else the last line that is not empty."""
     lines = _tail(log)
     said = [line.partition("error: ")[2] for line in lines if line.startswith(("error: ", "[rank"))]
     return next((line for line in reversed(said) if line), lines[-1] if lines else "(nothing was printed)")

@@ -1,4 +1,4 @@
-"""The runs of a pair: its own, its comparisons', each with every seed, and the candidates among which validation rows choose.
+"""The runs of a pair: its own run and its comparisons, each with every seed, and the candidates for its settings.
 
 Owns which runs there are and their order.
 """
@@ -18,12 +18,12 @@ _TRAINED = ("sft", "grpo", "citer")
 
 
 class Runs:
-    """What one call of `relay-trl train` runs.
+    """The runs of one call of `relay-trl train`.
 
     Args:
         pair ([`Pair`]).
-        seeds (`Sequence[int]`, *optional*): each run is trained with each of them; `None`: once, with the file's seeds.
-        compare (`Sequence[str]`, *optional*): baselines; `None`: those that the file names.
+        seeds (`Sequence[int]`, *optional*): every run is trained with each of them; `None`: once, with the file's seeds.
+        compare (`Sequence[str]`, *optional*): baselines; `None`: those in the file.
         stages (`Sequence[str]`, *optional*): the sections that run; `None`: all.
 
     Raises:
@@ -57,23 +57,23 @@ class Runs:
         )
 
     def is_seeded(self, name: str) -> bool:
-        """Whether seeds make a difference to a run: it is trained."""
+        """Whether a run depends on the seed, because it is trained."""
         return self.seeds != [None] and (name == MAIN or self._is_trained(name))
 
     def stages(self, name: str, seed: int | None, chosen: str | None = None) -> list[Stage]:
-        """The stages of a run, over the candidate `chosen`."""
+        """The stages of a run, based on the candidate `chosen`."""
         layers: list[tuple[str, Any]] = [(chosen, self.pair.candidates[chosen])] if chosen else []
         layers += [(name, self.pair.baselines[name])] if name != MAIN else []
         return expand(self.pair, layers, seed if name == MAIN or self._is_trained(name) else None, name)
 
     def candidate(self, name: str) -> list[Stage]:
-        """The stages by which a candidate is judged, with the first seed."""
+        """The stages that evaluate a candidate, with the first seed."""
         change = self.pair.candidates[name]
         asked = {**change.get("evaluate", {}), "methods": ["relay"], **self.pair.choose_on}
         return expand(self.pair, [(name, {**change, "evaluate": asked})], self.seeds[0], f"{name}_validation")
 
     def all_stages(self, chosen: str | None = None) -> list[Stage]:
-        """Every stage once, in order. Before a candidate is chosen, its own and the comparisons' are those of the first."""
+        """Every stage once, in order. Until a candidate is chosen, the runs are based on the first one."""
         found: dict[str, Stage] = {}
         for name in self.pair.candidates:
             found |= {stage.name: stage for stage in self.candidate(name)}
@@ -89,13 +89,12 @@ class Runs:
 
         Args:
             runner ([`Runner`]).
-            note (`Callable`): called with the candidate chosen, if any, and with what there is to say of it, whenever something
-                more has been evaluated.
+            note (`Callable`): called after each evaluation with the chosen candidate, if there is one, and notes on the choice.
         """
         chosen, words = self._choose(runner) if self.pair.candidates and not self.wanted else (None, "")
         waiting = []
         plan = self.all_stages(chosen) if self.seeds == [None] else None
-        if plan is not None:  # section by section, so that the teacher's server is started as seldom as can be
+        if plan is not None:  # section by section, so that the teacher's server is rarely restarted
             runner.run(self._wanted(plan))
             note(chosen, words)
             return
@@ -122,7 +121,7 @@ class Runs:
             try:
                 for future in futures:
                     future.result()
-            except RuntimeError as error:  # stopped by the guard, say
+            except RuntimeError as error:  # for example stopped by the guard
                 print(error, flush=True)
                 lines.append(f"| {name} | its training stopped | | |")
                 continue
@@ -136,7 +135,7 @@ class Runs:
         return best, "\n".join([*lines, f"\nPicked on the validation split: {best}.\n"])
 
     def about(self) -> str:
-        """What is about to happen, in words."""
+        """A sentence about what will run."""
         pair, stages = self.pair, self._wanted(self.all_stages())
         data = pair.task.get("dataset", "no dataset of its own")
         seeds = f", seeds {', '.join(map(str, self.seeds))}" if self.seeds != [None] else ""
@@ -147,7 +146,7 @@ class Runs:
         )
 
     def next_step(self) -> str:
-        """What to type next."""
+        """The next command to type."""
         last = [stage for stage in self._wanted(self.stages(MAIN, self.seeds[0])) if stage.section in ("sft", "grpo")]
         if not last:
             return f"Next: relay-trl train {self.pair.path}"

@@ -1,6 +1,6 @@
-"""The sections of a pair file: which recipe each stands for, and which options that recipe has.
+"""The sections of a pair file: the recipe of each section, and the options of this recipe.
 
-Owns the table of sections and the refusal of an unknown key. What a section's values are is `pair.py`'s business.
+Owns the table of sections and the refusal of an unknown key. `pair.py` reads the values.
 """
 
 import difflib
@@ -15,10 +15,10 @@ class Recipe:
     """A recipe as a stage.
 
     Args:
-        name (`str`): in `recipes/`, without the ending.
-        title (`str`): what it does, for people.
+        name (`str`): its name in `recipes/`, without suffix.
+        title (`str`): what it does, for messages.
         classes (`tuple[str, ...]`): its config classes, `module:name`.
-        is_launched (`bool`, defaults to `False`): whether `accelerate launch` starts it.
+        is_launched (`bool`, defaults to `False`): whether it is started with `accelerate launch`.
     """
 
     name: str
@@ -53,7 +53,7 @@ SECTIONS = {
     "evaluate": Recipe("evaluate", "evaluation", ("relay_trl.evaluation.config:EvaluationConfig",)),
     "push": Recipe("push", "push to the Hub", ("relay_trl.hub.upload:PushConfig",)),
 }
-"""By name, in the order in which they run."""
+"""All sections by name, in the order in which they run."""
 
 
 @cache
@@ -64,7 +64,7 @@ def options_of(section: str) -> frozenset[str]:
 
 @cache
 def defaults_of(section: str) -> dict[str, object]:
-    """The default of each option; [`~dataclasses.MISSING`] where there is none."""
+    """The default of each option; [`~dataclasses.MISSING`] if there is none."""
     found = {}
     for kind in load_classes(section):
         for item in fields(kind):
@@ -83,10 +83,10 @@ def _load(path: str) -> type:
 
 
 def check_known(given: Iterable[str], known: Iterable[str], where: str):
-    """Refuses the first key that is not known, and names the nearest one.
+    """Refuses the first unknown key.
 
     Raises:
-        ValueError: naming the key, the section and what was perhaps meant.
+        ValueError: with the key, the section and the most similar known key.
     """
     known = sorted(known)
     for key in given:

@@ -1,6 +1,6 @@
-"""The server that a teacher stands behind while a stage runs: started, waited for, ended.
+"""The teacher's server of a stage: starts it, waits for it, and ends it.
 
-Owns that process. Which stages need it, and with which options, is said by the pair's hardware profile.
+Owns that process. The pair's hardware profile says which stages need it, and with which options.
 """
 
 import os
@@ -16,15 +16,15 @@ from pathlib import Path
 from shlex import join
 
 _WAIT = "RELAY_TRL_SERVER_WAIT_S"
-"""Environment variable: seconds in which a server must be up (default: 1800, for a model that is loaded from a slow disk)."""
+"""Environment variable: seconds in which a server must be up (default: 1800, enough to load a model from a slow disk)."""
 _LEAVE_S = 30.0
 
 
 class TeacherServer:
-    """A server that is started when a stage asks for it, and again when another asks for other options.
+    """A server that is started when a stage needs it, and restarted when a stage needs other options.
 
     Args:
-        words (`Callable[[str], list[str]]`): gives the whole command for the options of a stage.
+        words (`Callable[[str], list[str]]`): the whole command for the options of a stage.
         port (`int`).
     """
 
@@ -35,15 +35,15 @@ class TeacherServer:
         self._log: Path | None = None
 
     def line(self, options: str) -> str:
-        """The command as people type it."""
+        """The command as one would type it."""
         return join(self._words(options))
 
     def start(self, options: str, log: Path, devices: str | None = None):
-        """Has the server run with `options`, and waits until it answers.
+        """Runs the server with `options`, and waits until it answers.
 
         Raises:
             OSError: its port is in use.
-            RuntimeError: it ended, or was not up in time.
+            RuntimeError: it ended, or was not ready in time.
         """
         if self._process is not None and self._process.poll() is None and self._options == options:
             return
@@ -82,7 +82,7 @@ class TeacherServer:
             return False
 
     def what_ended(self) -> str | None:
-        """Why it is gone, in a sentence; `None` while it runs."""
+        """Why it ended, in a sentence; `None` while it runs."""
         if self._process is None or self._process.poll() is None:
             return None
         code = self._process.returncode
@@ -92,7 +92,7 @@ class TeacherServer:
         return f"the teacher's server {how}; its log is {self._log}. Run the command again to go on.{last}"
 
     def stop(self):
-        """Ends the server and what it started."""
+        """Ends the server and its processes."""
         if self._process is not None and self._process.poll() is None:
             group = os.getpgid(self._process.pid)
             os.killpg(group, signal.SIGTERM)
@@ -105,10 +105,10 @@ class TeacherServer:
 
 
 def check_port(port: int):
-    """Refuses a port that something else listens on.
+    """Refuses a port that is in use.
 
     Raises:
-        OSError: naming it.
+        OSError: with the port.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

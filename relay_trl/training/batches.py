@@ -1,8 +1,8 @@
-"""Tight micro-batches: rows of like length together, each micro-batch as wide as its own longest row.
+"""Tight micro-batches: rows of similar length together, each micro-batch as wide as its own longest row.
 
-TRL pads a whole draw to its longest row and splits it at random. Owns which row of a draw goes into which micro-batch, and
-how far each is trimmed; the loss stays what it was. Touches TRL's buffered draw, as `rollouts.py` does;
-tests/training/test_trl_contract.py holds it. Can go when TRL trims its micro-batches.
+TRL pads a whole draw to its longest row and splits it at random. This module decides which row goes into which micro-batch, and
+trims each; the loss does not change. It uses TRL's undocumented buffer of a draw, which tests/training/test_trl_contract.py
+checks. Can go when TRL trims its micro-batches.
 """
 
 import math
@@ -13,13 +13,13 @@ import torch
 from accelerate import Accelerator
 
 Rows = dict[str, Any]
-"""A micro-batch as TRL splits it: tensors with one entry a row, or of no dimension for what belongs to the whole draw."""
+"""A micro-batch in TRL's form: tensors with one entry per row, or without dimensions for values of the whole draw."""
 
 _PROMPT = ("prompt_ids", "prompt_mask")  # padded on the left; everything else on the right
 
 
 def why_not_sorted(trainer) -> str | None:
-    """What in a run depends on which rows share a micro-batch, by its option; `None` if nothing does.
+    """The option whose effect depends on which rows share a micro-batch; `None` if there is none.
 
     Args:
         trainer ([`~trl.GRPOTrainer`]).
@@ -38,8 +38,8 @@ def why_not_sorted(trainer) -> str | None:
 def tighten(batches: list[Rows], trainer) -> list[Rows]:
     """The micro-batches of a draw, sorted and trimmed.
 
-    Rows change places within an optimizer step only, over all processes, the longest first, so that every step learns from
-    the rows that TRL's shuffle gave it. Each process gets as many rows as before.
+    Rows change places only within an optimizer step, over all processes, the longest first. So every step learns from the rows
+    that TRL's shuffle gave it. Each process gets as many rows as before.
 
     Args:
         batches (`list[Rows]`): of this process, one per micro-batch of the draw.
@@ -80,7 +80,7 @@ def _sorted(batches: list[Rows], accelerator: Accelerator) -> list[Rows]:
 
 
 def share_out(lengths: torch.Tensor, batches: int, ranks: int) -> torch.Tensor:
-    """Which rows go into which micro-batch of which process: those that are read at the same time are of like length.
+    """Which rows go into which micro-batch of which process, so that rows that are read at the same time have similar length.
 
     Args:
         lengths (`torch.Tensor` of shape (B,)): of all rows of an optimizer step.
@@ -94,17 +94,17 @@ def share_out(lengths: torch.Tensor, batches: int, ranks: int) -> torch.Tensor:
 
 
 def trim(batch: Rows, multiple: int = 1) -> Rows:
-    """A micro-batch without the columns that none of its rows needs.
+    """A micro-batch without the columns that are padding in all rows.
 
     Args:
         batch (`Rows`).
-        multiple (`int`, defaults to `1`): of which prompts and completions must be long.
+        multiple (`int`, defaults to `1`): the lengths of prompts and of completions must be multiples of this.
     """
     prompt, completion = (_width(batch[f"{part}_mask"], multiple) for part in ("prompt", "completion"))
     full = batch["completion_ids"].shape[1]
     cut = {name: batch[name][:, batch[name].shape[1] - prompt :] for name in _PROMPT}
     for name, value in batch.items():
-        # Whatever else is as wide as the completions has a value for each of their tokens
+        # Every other tensor of this width has a value for each token of the completions
         if name not in _PROMPT and isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[1] == full:
             cut[name] = value[:, :completion]
     return {**batch, **cut}
@@ -122,10 +122,10 @@ def tight_forward(
     kept: int,
     rows: int,
 ) -> torch.Tensor:
-    """Logprobs of a whole draw, read `rows` at a time, rows of like length together and each part trimmed.
+    """Logprobs of a whole draw, computed for `rows` rows at a time, with rows of similar length together and each part trimmed.
 
     Args:
-        forward (`Callable`): gives those of a part: `(ids, mask, kept)` to a tensor of shape (rows, kept).
+        forward (`Callable`): the logprobs of a part: `(ids, mask, kept)` to a tensor of shape (rows, kept).
         ids (`torch.Tensor` of shape (B, P + C)), mask (`torch.Tensor` of shape (B, P + C)): prompts padded on the left, and
             completions on the right.
         kept (`int`): C.
