@@ -21,6 +21,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```", re.DOTALL)
 PATH = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|md|yaml|jsonl|j2|json))`")
 NAMED = re.compile(r"([\w./-]*\w\.(?:py|md))\b(?!\.)")
+REFERENCE = re.compile(r"\[`~(relay_trl(?:\.\w+)+)`\]")
 MADE = ("runs/", "my_", "_rollouts/", "results.md")
 """What a command makes, or a user: not in the repository."""
 
@@ -74,8 +75,31 @@ def test_docstrings_name_files_that_are_there(folder):
     assert not missing
 
 
+def is_defined(name: str) -> bool:
+    """Whether a dotted name such as `relay_trl.options.TeacherFields` is a module, or a name or member that one defines."""
+    parts = name.split(".")
+    modules = [(ROOT.joinpath(*parts[:k]).with_suffix(".py"), parts[k:]) for k in range(len(parts), 1, -1)]
+    path, rest = next(((path, rest) for path, rest in modules if path.exists()), (None, parts))
+    text = path.read_text(encoding="utf-8") if path else ""
+    return path is not None and all(
+        re.search(rf"^ *(class|def|async def) {part}\b|^{part} ", text, re.M) for part in rest
+    )
+
+
+def test_references_lead_to_a_definition():
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in MODULES
+        for name in REFERENCE.findall(path.read_text(encoding="utf-8"))
+        if not is_defined(name)
+    ]
+    assert not missing
+
+
 def test_what_is_missing_is_seen(tmp_path):
     (tmp_path / "page.md").write_text("# One heading\n[a](page.md#one-heading) [b](page.md#two) [c](gone.md)\n")
     assert broken_links(tmp_path / "page.md") == ["page.md#two", "gone.md"]
     assert PATH.findall("`relay_trl/gone.py` and `gone.py`") == ["relay_trl/gone.py"]
     assert is_there("data/registry.py", tmp_path) and not is_there("data/sets.py", tmp_path)
+    assert is_defined("relay_trl.prompts.PromptBuilder.teacher_context") and is_defined("relay_trl.prompts")
+    assert not is_defined("relay_trl.prompts.Gone") and not is_defined("relay_trl.gone.PromptBuilder")
