@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,15 @@ from .launch import check_launch, end_process, explain
 
 EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError)
 """Errors that a user can fix; they are shown as one sentence."""
+
+
+# YAML 1.1 reads 1e-6 as a text; 1.2, and whoever writes one, as a number
+yaml.SafeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+_SWITCHES = {"scale_rewards"}
+"""Options of type `str` that TRL gives a truth value too."""
 
 
 class RecipeParser(TrlParser):
@@ -50,6 +60,8 @@ class RecipeParser(TrlParser):
             hints = get_type_hints(kind)
             for name in texts & kwargs.keys() & hints.keys():
                 value = kwargs[name]
+                if name in _SWITCHES and isinstance(value, bool):
+                    continue
                 if hints[name] in (str, str | None) and value is not None and not isinstance(value, str):
                     raise ValueError(f"{name} is {value!r}; it must be a text (in a YAML, put it in quotes).")
         return super().set_defaults_with_config(**kwargs)

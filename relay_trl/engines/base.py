@@ -61,6 +61,8 @@ class Sampling:
         logit_bias (`Mapping[int, float]`, *optional*): added to the logits of these token ids before anything else;
             `-inf` bars a token. Log-probabilities are those of the biased distribution, as it is the one drawn from. A
             server takes -100 for the lowest and 100 for the highest.
+        repetition_penalty (`float`, defaults to `1.0`): tokens of the context and of the answer so far have their logits
+            divided by it where they are positive, and multiplied where not; 1 leaves them.
     """
 
     temperature: float = 1.0
@@ -69,6 +71,7 @@ class Sampling:
     min_p: float = 0.0
     seed: int | None = None
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
+    repetition_penalty: float = 1.0
 
     def __post_init__(self):
         if any(math.isnan(bias) or bias == math.inf for bias in (self.logit_bias or {}).values()):
@@ -76,6 +79,10 @@ class Sampling:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
             raise ValueError(
                 f"{self} is no sampling: temperature must be >= 0, top_p in (0, 1], top_k >= 0 and min_p in [0, 1]."
+            )
+        if not 0 < self.repetition_penalty <= 2:
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0 and at most 2, and 1 is none."
             )
 
 

@@ -40,6 +40,8 @@ def request_body(
         body["top_k"] = sampling.top_k
     if sampling.min_p:
         body["min_p"] = sampling.min_p
+    if sampling.repetition_penalty != 1:
+        body["repetition_penalty"] = sampling.repetition_penalty
     if sampling.logit_bias:
         # JSON has no -inf; servers take -100 for a ban.
         limited = {str(token): min(max(bias, -100.0), 100.0) for token, bias in sampling.logit_bias.items()}

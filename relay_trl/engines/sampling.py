@@ -5,6 +5,7 @@ from the same distribution as drawing from the probabilities.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -12,16 +13,21 @@ from .base import Sampling
 
 
 def draw(
-    logits: torch.Tensor, samplings: list[Sampling], seeds: list[int], positions: list[int]
+    logits: torch.Tensor,
+    samplings: list[Sampling],
+    seeds: list[int],
+    positions: list[int],
+    seen: Sequence[Iterable[int]] = (),
 ) -> tuple[list[int], list[float]]:
     """One token per row.
 
     Args:
         logits (`torch.Tensor` of shape (B, V)): raw scores.
         samplings (`list[Sampling]`), seeds (`list[int]`), positions (`list[int]`): one per row.
+        seen (`Sequence[Iterable[int]]`, *optional*): the tokens of each row so far; needed for a `repetition_penalty`.
 
     Returns:
-        `tuple[list[int], list[float]]`: tokens, and their log-probabilities after bias, temperature and filters.
+        `tuple[list[int], list[float]]`: tokens, and their log-probabilities after bias, penalty, temperature and filters.
     """
     device = logits.device
 
@@ -29,7 +35,7 @@ def draw(
         return torch.tensor(values, device=device)[:, None]
 
     is_greedy = column([s.temperature == 0 for s in samplings])
-    scores = _biased(logits, samplings) / column([s.temperature or 1.0 for s in samplings])
+    scores = _penalized(_biased(logits, samplings), samplings, seen) / column([s.temperature or 1.0 for s in samplings])
     scores = _filter(scores, samplings, column).log_softmax(-1)
     noise = gumbel(column(seeds), column(positions), logits.shape[1])
     tokens = torch.where(is_greedy, scores, scores + noise).argmax(-1, keepdim=True)
@@ -42,6 +48,18 @@ def _biased(logits: torch.Tensor, samplings: list[Sampling]) -> torch.Tensor:
         return logits
     rows, tokens, values = (torch.tensor(part, device=logits.device) for part in zip(*biases, strict=True))
     return logits.index_put((rows, tokens), values.to(logits.dtype), accumulate=True)
+
+
+def _penalized(logits: torch.Tensor, samplings: list[Sampling], seen: Sequence[Iterable[int]]) -> torch.Tensor:
+    rows = [row for row, s in enumerate(samplings) if s.repetition_penalty != 1]
+    if not rows:
+        return logits
+    logits = logits.clone()
+    for row in rows:
+        tokens = torch.tensor(sorted(set(seen[row])), device=logits.device)
+        scores, penalty = logits[row, tokens], samplings[row].repetition_penalty
+        logits[row, tokens] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    return logits
 
 
 def _filter(scores: torch.Tensor, samplings: list[Sampling], column) -> torch.Tensor:

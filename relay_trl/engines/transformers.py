@@ -246,7 +246,8 @@ class TransformersEngine(SteppedEngine):
     def _sample(self, logits: torch.Tensor, rows: list[_Row]):
         positions = [len(row.prompt) + len(row.ids) for row in rows]
         samplings = [row.sampling for row in rows]
-        tokens, logprobs = draw(logits, samplings, [row.seed for row in rows], positions)
+        seen = [() if row.sampling.repetition_penalty == 1 else (*row.prompt, *row.ids) for row in rows]
+        tokens, logprobs = draw(logits, samplings, [row.seed for row in rows], positions, seen)
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             if _is_done(row):
                 continue

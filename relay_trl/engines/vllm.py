@@ -172,6 +172,7 @@ class VLLMEngine(SteppedEngine):
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             seed=sampling.seed,
             stop=list(stop),
             stop_token_ids=sorted(self.vocabulary.eos_ids),

@@ -18,6 +18,7 @@ from ..redaction import RedactedArguments
 from ..relay import RelayRules
 from ..rewards import check_options, load_function, load_reward
 from .checkpoints import find_checkpoint
+from .trl_options import GRPO, GRPO_NEEDS, SFT, SFT_NEEDS, check_words, refuse_unused
 
 
 @dataclass
@@ -89,9 +90,13 @@ class FinishFields:
 class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
     """[`~trl.GRPOConfig`] and the relay's fields; see [`RelayFields`] and [`PromptFields`].
 
+    Options of TRL that would have no effect are refused, see docs/training.md.
+
     Args:
         vllm_kwargs (`dict`, *optional*): further arguments of the colocated `vllm.LLM`, over TRL's own. Without a GPU
             the engine is eager and computes in the precision of the trainer, where vLLM would halve float32.
+        vllm_importance_sampling_mode (`str`, defaults to `"token_truncate"`): TRL's own default, `sequence_mask`, leaves
+            little of a draw of thousands of tokens; see docs/training.md.
     """
 
     # A dict that the command line and YAML give as text is parsed by TrainingArguments for the fields named here.
@@ -101,12 +106,17 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         default=None, metadata={"help": "Further arguments of the colocated vLLM engine."}
     )
 
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate", metadata={"help": "How vLLM's probabilities are corrected for; TRL has the others."}
+    )
     metric_for_best_model: str | None = field(
         default="eval_relay/accuracy", metadata={"help": "Picks the best checkpoint, on the validation rows only."}
     )
 
     def __post_init__(self):
+        refuse_unused(self, GRPO, GRPO_NEEDS)
         self._check_groups()
+        check_words(self)
         super().__post_init__()
         self.check_prompts()
         self.relay_config()
@@ -189,11 +199,17 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         return RelayRules(
             max_completion_tokens=self.max_completion_length,
             syntax=self.syntax,
-            max_calls=self.max_calls if self.teacher else 0,
+            max_calls=self.max_calls,
             max_call_tokens=self.max_call_tokens,
             fixed_call_tokens=self.fixed_call_tokens,
             is_ended_by_teacher=self.is_ended_by_teacher,
-            student=Sampling(self.temperature, self.top_p, max(self.top_k, 0), self.min_p or 0.0),
+            student=Sampling(
+                self.temperature,
+                self.top_p,
+                max(self.top_k, 0),
+                self.min_p or 0.0,
+                repetition_penalty=self.repetition_penalty,
+            ),
             teacher=Sampling(self.teacher_temperature, self.teacher_top_p),
         )
 
@@ -212,6 +228,7 @@ class RelaySFTConfig(RedactedArguments, FinishFields, PromptFields, SFTConfig):
     add_call_tokens: bool = field(default=False, metadata={"help": "Make the tags added special tokens."})
 
     def __post_init__(self):
+        refuse_unused(self, SFT, SFT_NEEDS)
         super().__post_init__()
         self.check_prompts()
         if not self.warmup_data:

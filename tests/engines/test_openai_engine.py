@@ -59,6 +59,13 @@ def test_top_k_and_min_p_are_sent_when_set(server):
     assert server.requests[0]["logit_bias"] == {"5": 2.5, "7": -100.0, "9": 100.0}
 
 
+@pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
+def test_a_repetition_penalty_is_sent_when_set(server, vocabulary):
+    context = "17 + 25 =" if vocabulary is None else vocabulary.encode("17 + 25 =")
+    ask(OpenAIEngine(server.url, vocabulary=vocabulary), context, sampling=Sampling(repetition_penalty=1.2))
+    assert server.requests[0]["repetition_penalty"] == 1.2
+
+
 def test_a_cut_answer_ends_with_length(server):
     answer = ask(OpenAIEngine(server.url, vocabulary=VOCABULARY), VOCABULARY.encode("17"), max_tokens=2)
     assert (answer.ids, answer.finish) == (VOCABULARY.encode(" 42")[:2], FinishReason.LENGTH)

@@ -9,6 +9,7 @@ from helpers.tokenizers import byte_level
 from transformers import (
     MinPLogitsWarper,
     Qwen3ForCausalLM,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -183,6 +184,20 @@ def test_filters_are_those_of_transformers(sampling):
         expected = processed(logits, kind)[torch.arange(count), tokens[part]]
         assert expected.isfinite().all()
         assert logprobs[part] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_the_repetition_penalty_is_that_of_transformers(engine, model):
+    contexts, penalties = [engine.vocabulary.encode(prompt) for prompt in PROMPTS], [1.0, 1.4, 0.7, 1.4]
+    samplings = [Sampling(seed=k, repetition_penalty=penalty) for k, penalty in enumerate(penalties)]
+    answers = sample(engine, PROMPTS, samplings)
+    for context, penalty, answer in zip(contexts, penalties, answers, strict=True):
+        assert len(answer.ids) > 2
+        for k in range(len(answer.ids)):  # each token under the penalty of all that was there before it
+            so_far = torch.tensor([context + answer.ids[:k]])
+            with torch.no_grad():
+                logits = model(so_far).logits[:, -1]
+            expected = RepetitionPenaltyLogitsProcessor(penalty)(so_far, logits.clone()).log_softmax(-1)
+            assert answer.logprobs[k] == pytest.approx(expected[0, answer.ids[k]].item(), abs=1e-4)
 
 
 def test_logprobs_are_those_of_a_full_forward(engine, model):

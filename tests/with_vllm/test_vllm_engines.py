@@ -263,6 +263,21 @@ def test_a_bias_is_on_what_is_drawn_and_on_its_logprob(vllm_engine, vllm_server,
         assert all(other.ids[0] != favourite for other in others)
 
 
+def test_a_repetition_penalty_is_that_of_the_transformers_engine(
+    vllm_engine, vllm_server, tiny_tokenizer, tiny_model_path, prompt_ids
+):
+    from relay_trl.engines.transformers import TransformersEngine
+
+    student = load_engine(vllm_server, tokenizer=tiny_tokenizer, needs_logprobs=True)
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.5)
+    engines = (TransformersEngine.load(str(tiny_model_path)), vllm_engine, student)
+    [expected], *others = [run(engine, engine.generate(prompt_ids, 12, (), sampling)) for engine in engines]
+    for [answer] in others:
+        assert answer.ids == expected.ids and answer.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+    [free] = sample(vllm_engine, prompt_ids, [0], max_tokens=12, temperature=0.0)
+    assert free.logprobs != pytest.approx(expected.logprobs, abs=1e-3)
+
+
 def test_a_server_reads_long_seeded_contexts(teacher, vllm_engine):
     contexts = long_contexts(vllm_engine)
     answers = run(teacher, *(teacher.generate(c, 8, (), Sampling(seed=1)) for c in contexts))
