@@ -35,25 +35,32 @@ def difficulty_aware(
     called: Sequence[bool],
     teacher_share: Sequence[float],
     unsolvable_reward: float | None = None,
+    price: float = 1.0,
 ) -> list[float]:
     """The paper's reward. It prefers answers without a call if one rollout of the group shows that none was needed.
 
     | the group has | correct, no call | correct, call | wrong, no call | wrong, call |
     |---|---|---|---|---|
-    | a correct rollout without a call | 1.5 | 1 - rho | 0 | 0 |
-    | else a correct rollout with a call | - | 1 - rho | -1 | 0 |
+    | a correct rollout without a call | 1.5 | 1 - price * rho | 0 | 0 |
+    | else a correct rollout with a call | - | 1 - price * rho | -1 | 0 |
     | else | - | - | 0 | rho |
 
     Args:
         correct, called, teacher_share (`Sequence`, shape (G,)): one prompt's rollouts.
         unsolvable_reward (`float`, *optional*): a constant instead of rho in the last cell. GRPO divides by the group's
             spread, so rho there rewards longer and longer calls.
+        price (`float`, defaults to `1.0`, the paper's): what a right answer loses for a teacher share of 1. The last cell, where
+            rho is a reward, has none.
+
+    Raises:
+        ValueError: `price` is below 0.
     """
+    _check_price(price)
     kind = difficulty(correct, called)
     rewards = []
     for is_correct, has_called, rho in zip(correct, called, teacher_share, strict=True):
         if is_correct:
-            rewards.append(1.0 - rho if has_called else 1.5)
+            rewards.append(1.0 - price * rho if has_called else 1.5)
         elif kind is Difficulty.TEACHER_DEPENDENT:
             rewards.append(0.0 if has_called else -1.0)
         elif kind is Difficulty.TEACHER_UNSOLVABLE and has_called:
@@ -63,9 +70,24 @@ def difficulty_aware(
     return rewards
 
 
-def simple(correct: Sequence[bool], called: Sequence[bool], teacher_share: Sequence[float]) -> list[float]:
-    """1[correct] - rho, independent of the group (paper, section 3.3)."""
-    return [float(is_correct) - rho for is_correct, rho in zip(correct, teacher_share, strict=True)]
+def simple(
+    correct: Sequence[bool], called: Sequence[bool], teacher_share: Sequence[float], price: float = 1.0
+) -> list[float]:
+    """1[correct] - price * rho, independent of the group (paper, section 3.3, with a price of 1).
+
+    Raises:
+        ValueError: `price` is below 0.
+    """
+    _check_price(price)
+    return [float(is_correct) - price * rho for is_correct, rho in zip(correct, teacher_share, strict=True)]
+
+
+def _check_price(price: float):
+    if not price >= 0:
+        raise ValueError(
+            f"price is {price}; it must be 0 (the teacher is free) or more. A price of 1 is the paper's; below 0 the student "
+            "would be paid for calling."
+        )
 
 
 def accuracy(correct: Sequence[bool], called: Sequence[bool], teacher_share: Sequence[float]) -> list[float]:
@@ -129,3 +151,5 @@ def check_options(reward: Callable, name: str, options: Mapping[str, Any]):
             f"reward_kwargs is {dict(options)}, which the reward {name!r} cannot be called with ({error}); it is called "
             f"as {name}{signature}."
         ) from error
+    if reward in BUILT_IN.values():
+        reward([], [], [], **options)  # what the values of its options are checked with

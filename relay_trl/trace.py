@@ -162,14 +162,18 @@ class Trace:
         return sum(len(span.ids) for span in self.spans if span.author is Author.TEACHER)
 
     @property
+    def answer_tokens(self) -> int:
+        """Completion tokens without those of commands."""
+        return self.num_tokens - sum(span.removed for span in self.spans)
+
+    @property
     def teacher_share(self) -> float:
         """rho: teacher tokens / completion tokens without commands; 0 for an empty completion.
 
         Unlike in section 3.3 of the paper, delivered tokens count and not requested ones, and the tokens of commands are left
         out, so that commands cannot dilute the share.
         """
-        kept = self.num_tokens - sum(span.removed for span in self.spans)
-        return self.teacher_tokens / kept if kept else 0.0
+        return self.teacher_tokens / self.answer_tokens if self.answer_tokens else 0.0
 
     @property
     def has_called(self) -> bool:

@@ -32,7 +32,7 @@ class Reproduction:
             warm-up whose data are used (`data`).
         candidates (`dict[str, dict]`): by name, the `warmup` and changes of grpo_relay.yaml (`grpo`).
         runs (`dict[str, dict]`): by name, changes of the picked candidate, the evaluation's `methods`, and another `config`
-            than grpo_relay.yaml or another `recipe`.
+            than grpo_relay.yaml or another `recipe`. With `grpo: null` the student is evaluated as its `warmup` left it.
         configs (`Path`): the folder with the YAMLs of all recipes.
         jobs (`int`, defaults to `1`): stages at the same time; with several, their output goes to `<output_dir>/logs`.
         max_steps (`int`, *optional*): of GRPO, instead of the YAML's.
@@ -81,6 +81,8 @@ class Reproduction:
                 raise ValueError(
                     f"{name} names the recipe {recipe}; beside grpo_relay there is {', '.join(PASSED_ON)}."
                 )
+            if setting.get("grpo", {}) is None and not setting.get("warmup"):
+                raise ValueError(f"{name} has neither GRPO nor a warm-up, so that nothing would be trained; name a warmup.")
             if name in plan.runs and not setting.get("methods"):
                 raise ValueError(f"The run {name} has no methods, so that nothing would be evaluated.")
         return plan
@@ -115,9 +117,12 @@ class Reproduction:
             options = {"output_dir": out, "seed": seed, "dataset_seed": 100 + seed}  # each seed has other problems
             self.do(f"{name}, seed {seed}", out / f"{PASSED_ON[recipe]}.json", recipe, **options)
             return {"student": Path(self.pair, "student"), PASSED_ON[recipe]: out}
+        warm = {"student": self.warm_up(setting["warmup"], seed)} if setting.get("warmup") else {}
+        if setting.get("grpo", {}) is None:
+            return warm
         options = {"output_dir": out, "seed": seed, "max_steps": self.max_steps, **setting.get("grpo", {})}
-        if setting.get("warmup"):
-            options["model_name_or_path"] = self.warm_up(setting["warmup"], seed)
+        if warm:
+            options["model_name_or_path"] = warm["student"]
         config = setting.get("config", "grpo_relay")
         self.do(f"{name}, seed {seed}", out / "trainer_state.json", "grpo_relay", config, **options)
         return {"student": out}

@@ -39,7 +39,9 @@ class RelayFields(TeacherFields, PromptFields):
         fixed_call_tokens (`int`, *optional*): every call gets this many.
         is_ended_by_teacher (`bool`, defaults to `True`): whether a teacher that ends its answer ends the rollout.
         reward (`str`, defaults to `"difficulty_aware"`): `difficulty_aware`, `simple`, `accuracy` or a dotted path.
-        reward_kwargs (`dict`, *optional*): options of the reward.
+        reward_kwargs (`dict`, *optional*): options of the reward, such as the `price` of a teacher's share.
+        rho_of (`str`, defaults to `"answer"`): the length that the reward's rho is a share of: the rollout's own `answer`, as in
+            the paper, or the median answer of its `group`, so that a longer answer makes no teacher token cheaper.
         extra_rewards (`list[str]`, *optional*): dotted paths of TRL-style per-rollout rewards beside it; `reward_weights`
             weighs them all, the group reward first.
         call_entropy_coef (`float`, defaults to `0.0`): weight of a bonus on the entropy of n's digits, mean over those of a
@@ -67,6 +69,7 @@ class RelayFields(TeacherFields, PromptFields):
         default="difficulty_aware", metadata={"help": "difficulty_aware, simple, accuracy or module:fn."}
     )
     reward_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the reward."})
+    rho_of: str = field(default="answer", metadata={"help": "rho is a share of the answer or of the group's median."})
     extra_rewards: list[str] | None = field(default=None, metadata={"help": "TRL-style rewards beside it, module:fn."})
     call_entropy_coef: float = field(default=0.0, metadata={"help": "Bonus on the entropy of n's digits."})
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
@@ -121,6 +124,8 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         self.check_prompts()
         self.relay_config()
         check_options(load_reward(self.reward), self.reward, self.reward_kwargs or {})
+        if self.rho_of not in ("answer", "group"):
+            raise ValueError(f"rho_of is {self.rho_of!r}; it must be answer (the paper's) or group.")
         for path in self.extra_rewards or ():
             load_function(path, "extra_rewards")
         for name in ("max_teacher_failures", "max_malformed", "max_truncated", "max_zero_variance"):

@@ -22,6 +22,7 @@ FACTS = (
     "wait_s",
     "teacher_tokens",
     "tokens",
+    "answer_tokens",
     "truncated",
     "student_read",
     "student_cached",
@@ -73,6 +74,7 @@ def facts(trace: Trace, is_correct: bool) -> list[float]:
         sum(call.wait_s for call in trace.calls),
         trace.teacher_tokens,
         trace.num_tokens,
+        trace.answer_tokens,
         float(trace.stop is StopReason.LENGTH),
         *(
             float("nan") if count is None else count
