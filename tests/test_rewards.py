@@ -9,6 +9,7 @@ from relay_trl.rewards import (
     BUILT_IN,
     Difficulty,
     accuracy,
+    check_options,
     difficulty,
     difficulty_aware,
     load_function,
@@ -57,6 +58,26 @@ def test_unsolvable_reward_replaces_rho_in_its_one_cell_only():
     for group in (every, every[1:]):
         plain = reward_of(difficulty_aware, *group)
         assert reward_of(difficulty_aware, *group, unsolvable_reward=0.1) == plain
+
+
+def test_a_price_is_paid_for_the_teachers_share_of_right_answers():
+    every = [RIGHT_ALONE, RIGHT_CALLED, WRONG_ALONE, WRONG_CALLED]
+    assert reward_of(difficulty_aware, *every, price=2.0) == pytest.approx([1.5, 0.4, 0.0, 0.0])
+    assert reward_of(difficulty_aware, *every[1:], price=2.0) == pytest.approx([0.4, -1.0, 0.0])
+    assert reward_of(difficulty_aware, *every[2:], price=2.0) == pytest.approx([0.0, 0.2])  # a reward, not a price
+    assert reward_of(simple, *every, price=0.5) == pytest.approx([1.0, 0.85, 0.0, -0.1])
+    for function in (difficulty_aware, simple):
+        assert reward_of(function, *every, price=1.0) == reward_of(function, *every)
+        free = reward_of(function, *every, price=0.0)
+        assert free[1] == 1.0
+
+
+@pytest.mark.parametrize("price", [-0.1, -1, float("nan")])
+@pytest.mark.parametrize("name", ["difficulty_aware", "simple"])
+def test_a_price_below_0_is_refused_before_a_run(name, price):
+    with pytest.raises(ValueError, match="price is .*; it must be 0 .* or more"):
+        check_options(load_reward(name), name, {"price": price})
+    check_options(load_reward(name), name, {"price": 0})
 
 
 @pytest.mark.parametrize(

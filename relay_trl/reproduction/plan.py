@@ -82,7 +82,9 @@ class Reproduction:
                     f"{name} names the recipe {recipe}; beside grpo_relay there is {', '.join(PASSED_ON)}."
                 )
             if setting.get("grpo", {}) is None and not setting.get("warmup"):
-                raise ValueError(f"{name} has neither GRPO nor a warm-up, so that nothing would be trained; name a warmup.")
+                raise ValueError(
+                    f"{name} has neither GRPO nor a warm-up, so that nothing would be trained; name a warmup."
+                )
             if name in plan.runs and not setting.get("methods"):
                 raise ValueError(f"The run {name} has no methods, so that nothing would be evaluated.")
         return plan

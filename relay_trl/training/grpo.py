@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from .callbacks import LimitedWaiting, RecordingCallback, RelayProgressCallback
 from .config import RelayGRPOConfig
 from .guard import Guard, Suspect, flat_groups
 from .lora import check_sharding, give_bias
-from .metrics import FACTS, facts, summarize
+from .metrics import FACTS, facts, shares, summarize
 from .profile import StepProfiler
 from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
@@ -239,13 +238,6 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         )
         return matrix
 
-    def _shares(self, group: list[list[float]]) -> list[float]:
-        """rho of one group's rollouts, as a share of what `args.rho_of` says."""
-        if self.args.rho_of == "answer":
-            return [row[FACTS.index("teacher_share")] for row in group]
-        length = median(row[FACTS.index("answer_tokens")] for row in group)
-        return [row[FACTS.index("teacher_tokens")] / max(length, 1.0) for row in group]
-
     def _score_groups(self, rows: list[list[float]], size: int) -> tuple[list[float], list]:
         """Rewards of all rollouts of the global batch (NaN: not scored), and the difficulty of every group (`None` if
         all its rollouts failed).
@@ -259,7 +251,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
                 continue
             correct = [bool(rows[i][column["correct"]]) for i in group]
             called = [bool(rows[i][column["called"]]) for i in group]
-            values = self._group_reward(correct, called, self._shares([rows[i] for i in group]))
+            values = self._group_reward(correct, called, shares([rows[i] for i in group], self.args.rho_of))
             if not isinstance(values, Iterable) or len(values := list(values)) != len(group):
                 returned = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
                 raise ValueError(

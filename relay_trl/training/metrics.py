@@ -4,6 +4,7 @@ Owns names and formulas. The trainer gathers the facts of all processes, so that
 """
 
 from collections.abc import Sequence
+from statistics import median
 
 from ..rewards import Difficulty
 from ..trace import Outcome, StopReason, Trace
@@ -82,6 +83,20 @@ def facts(trace: Trace, is_correct: bool) -> list[float]:
             for count in (reading.tokens, reading.cached)
         ),
     ]
+
+
+def shares(group: Sequence[Sequence[float]], rho_of: str) -> list[float]:
+    """The rho that a reward sees of each rollout of a group.
+
+    Args:
+        group (`Sequence` of shape (G, len(FACTS))): the rollouts of one prompt.
+        rho_of (`str`): `answer`, rho itself; or `group`, teacher tokens / the median answer's tokens, which a rollout cannot
+            lower by writing more.
+    """
+    if rho_of == "answer":
+        return [row[FACTS.index("teacher_share")] for row in group]
+    length = median(row[FACTS.index("answer_tokens")] for row in group)
+    return [row[FACTS.index("teacher_tokens")] / max(length, 1.0) for row in group]
 
 
 def summarize(rows: Sequence[Sequence[float]], kinds: Sequence[Difficulty]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from relay_trl.engines.transformers import TransformersEngine
 from relay_trl.relay_config import RELAY_CONFIG_NAME, load_record
-from relay_trl.training.metrics import METRICS
+from relay_trl.trace import Author, Span, Trace
+from relay_trl.training import RelayGRPOTrainer
+from relay_trl.training.metrics import METRICS, facts
 
 MIXED = ("right", "call, right", "wrong", "call, wrong")
 
@@ -323,12 +326,29 @@ def test_a_reward_that_returns_the_wrong_number_of_values(tmp_path, my_rewards, 
         trainer.train()
 
 
+@pytest.mark.parametrize(("rho_of", "expected"), [("answer", [0.5, 0.1, 0.0]), ("group", [0.5, 1.0, 0.0])])
+def test_what_the_rewards_rho_is_a_share_of(rho_of, expected):
+    """Three rollouts of one prompt, the second padded: 2, 4 and 0 teacher tokens in answers of 4, 40 and 4."""
+    rows = []
+    for teacher, length in ((2, 4), (4, 40), (0, 4)):
+        trace = Trace(
+            [0], [Span(Author.STUDENT, [1] * (length - teacher), ""), Span(Author.TEACHER, [2] * teacher, "")]
+        )
+        rows.append(facts(trace, True))
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(rho_of=rho_of, reward="mine"), _group_reward=lambda correct, called, rho: rho
+    )
+    assert RelayGRPOTrainer._score_groups(trainer, rows, 3)[0] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"reward": "nope"}, "reward is 'nope'; it must be one of difficulty_aware, simple, accuracy"),
         ({"extra_rewards": ["trainer_rewards:nope"]}, "extra_rewards 'trainer_rewards:nope' cannot be imported"),
         ({"reward_kwargs": {"unsolvable": 0.1}}, "reward_kwargs .*unsolvable"),
+        ({"reward_kwargs": {"price": -1}}, "price is -1; it must be 0 .* or more"),
+        ({"rho_of": "batch"}, "rho_of is 'batch'; it must be answer .* or group"),
         ({"max_teacher_failures": 1.5}, "max_teacher_failures is 1.5"),
         ({"call_entropy_coef": -0.1}, "call_entropy_coef is -0.1"),
         ({"max_malformed": -0.1}, "max_malformed is -0.1; it is a share between 0 and 1"),

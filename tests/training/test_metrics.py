@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay_trl.rewards import Difficulty
 from relay_trl.trace import Author, Call, Outcome, Reading, Span, StopReason, Trace
-from relay_trl.training.metrics import FACTS, METRICS, facts, summarize
+from relay_trl.training.metrics import FACTS, METRICS, facts, shares, summarize
 
 TABLE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -80,3 +82,25 @@ def test_without_a_scored_rollout_there_is_nothing_to_count():
     found = summarize([facts(trace_of(stop=StopReason.TEACHER_ERROR), False)], [])
     assert found["teacher_failures"] == 1.0
     assert math.isnan(found["accuracy"]) and math.isnan(found["student_solvable"])
+
+
+@given(
+    group=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=2, max_size=8),
+    padding=st.integers(1, 100),
+)
+def test_padding_lowers_no_share_of_the_groups_length(group, padding):
+    """`group`: teacher tokens and the student's tokens of each rollout. The longest answer grows."""
+
+    def shares_of(group, rho_of):
+        rows = [[0.0] * len(FACTS) for _ in group]
+        for row, (teacher, own) in zip(rows, group, strict=True):
+            row[FACTS.index("teacher_tokens")], row[FACTS.index("answer_tokens")] = teacher, teacher + own
+            row[FACTS.index("teacher_share")] = teacher / (teacher + own) if teacher + own else 0.0
+        return shares(rows, rho_of)
+
+    longest = max(range(len(group)), key=lambda k: sum(group[k]))
+    padded = [(t, own + padding * (k == longest)) for k, (t, own) in enumerate(group)]
+    before, after = shares_of(group, "group"), shares_of(padded, "group")
+    if len(group) > 2:
+        assert before == after
+    assert shares_of(padded, "answer")[longest] <= shares_of(group, "answer")[longest]
