@@ -113,7 +113,7 @@ def refused(monkeypatch, capsys):
     [
         (
             ["recipes/configs/arithmetic/reproduce.yaml", "--runs", "relay", "magic"],
-            "no run magic; it has relay, ",
+            "no run magic; it has searched, relay, ",
         ),
         (["none.yaml"], "the file none.yaml does not exist"),
         (["recipes/configs/arithmetic/reproduce.yaml", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
