@@ -138,22 +138,12 @@ class CallSearch:
         is_caller: bool = False,
     ):
         if student.vocabulary is None:
-            raise ValueError(
-                f"The student {student.name!r} gives no token ids; calls are searched for in a student's that does."
-            )
+            raise ValueError(f"The student {student.name!r} gives no token ids, which a search needs.")
         self._student, self._teacher, self._grader = student, teacher, grader
         self._vocabulary: Vocabulary = student.vocabulary
         self._relay_rules, self._rules = relay_rules, rules
         self._is_caller = is_caller
-        self._gives_scores = isinstance(teacher, ScoringEngine)
-        if not self._gives_scores:
-            self._tell()
-
-    def _tell(self):
-        logger.warning(
-            "%s gives no probabilities of a text's tokens; calls are searched for by what comes out.",
-            self._teacher.name,
-        )
+        self._gives_scores = True  # until it turns out that the teacher does not
 
     async def search(self, prompt: RelayPrompt, gold: str | Sequence[str], seed: int) -> Found:
         """The right answer to a problem with the fewest teacher tokens.
@@ -165,10 +155,8 @@ class CallSearch:
         while found.tries < self._rules.tries:
             turn = found.tries
             found.tries += 1
-            if queue:
-                trace = await self._ask(heapq.heappop(queue), prompt, found, turn_seed(seed, 2 * turn))
-            else:
-                trace = Trace([])
+            asked = heapq.heappop(queue) if queue else None
+            trace = await self._ask(asked, prompt, found, turn_seed(seed, 2 * turn)) if asked else Trace([])
             if trace.stop is None:
                 last = turn_seed(seed, 2 * turn + 1) if turn else seed
                 await relay(prompt, self._student, None, self._relay_rules, last, trace=trace)
@@ -177,17 +165,26 @@ class CallSearch:
             is_right = (await asyncio.to_thread(self._grader.grade, [trace.answer], [gold]))[0]
             if any(call.delivered == 0 for call in trace.calls):  # the student's own, or one without room
                 continue
-            is_kept = is_right and (self._rules.keep_lucky or not self._gives_scores)
-            needs = [] if is_kept else await self._needs(trace, prompt, found)
-            if is_right and not needs:
+            needs = [] if is_right and self._rules.keep_lucky else await self._needs(trace, prompt, found)
+            if is_right and not (needs and self._gives_scores):
                 found.is_own = turn == 0
                 found.trace = trace if self._is_caller else self._with_commands(trace)
                 return found
-            if len(trace.calls) < self._rules.max_calls:
-                for place, n in needs:
-                    n = min(n, self._rules.max_call_tokens or n)
-                    heapq.heappush(queue, _Candidate(trace.teacher_tokens + n, next(numbers), trace, place, n))
+            for place, n in needs:
+                following = self._candidate(trace, place, n, asked, next(numbers))
+                if len(following.trace.calls) < self._rules.max_calls:
+                    heapq.heappush(queue, following)
         return found
+
+    def _candidate(self, trace: Trace, place: int, n: int, asked: _Candidate | None, number: int) -> _Candidate:
+        """The call of `n` tokens at `place` of an answer, or, right behind what its last call, `asked`, brought, that call with a
+        larger n: one request where two would do the same.
+        """
+        behind = place - (trace.num_tokens - len(trace.spans[-1].ids))
+        if asked is not None and self._gives_scores and behind <= self._rules.gap:
+            trace, place, n = asked.trace, asked.place, trace.calls[-1].delivered + behind + n
+        n = min(n, self._rules.max_call_tokens or n)
+        return _Candidate(trace.teacher_tokens + n, number, trace, place, n)
 
     async def _ask(self, candidate: _Candidate, prompt: RelayPrompt, found: Found, seed: int | None) -> Trace:
         """The candidate's answer up to its call, and the teacher's tokens."""
@@ -265,26 +262,32 @@ class CallSearch:
 
         The student's end token is scored if both share a vocabulary; otherwise its probability is taken as 1.
         """
-        if not isinstance(self._teacher, ScoringEngine):
+        if not self._gives_scores:
             return None
         tags = (self._relay_rules.syntax.open_tag, self._relay_rules.syntax.close_tag)
         context = teacher_context(prompt.teacher, trace, self._vocabulary, self._teacher, tags)
-        if not is_ids(context) or not is_ids(prompt.teacher) or self._teacher.vocabulary is None:
-            return None
-        is_shared = self._vocabulary.foreign_to(self._teacher.vocabulary, tags) is not None
-        last = trace.spans[-1].ids[-1:] if trace.stop is StopReason.EOS and is_shared else []
-        logprobs = await self._teacher.score(context + last, len(prompt.teacher)) if self._gives_scores else None
-        if logprobs is None:
-            if self._gives_scores:
+        theirs, logprobs, last = self._teacher.vocabulary, None, []
+        if (
+            theirs is not None
+            and is_ids(context)
+            and is_ids(prompt.teacher)
+            and isinstance(self._teacher, ScoringEngine)
+        ):
+            is_shared = self._vocabulary.foreign_to(theirs, tags) is not None
+            last = trace.spans[-1].ids[-1:] if trace.stop is StopReason.EOS and is_shared else []
+            logprobs = await self._teacher.score(context + last, len(prompt.teacher))
+        if logprobs is None or theirs is None:
+            if self._gives_scores:  # another problem's search may have told meanwhile
                 self._gives_scores = False
-                self._tell()
+                logger.warning(
+                    f"{self._teacher.name} gives no probabilities of a text; calls are searched for by what comes out."
+                )
             return None
         found.teacher_read += len(context) + len(last)
         scores = [math.exp(p) for p in logprobs]
-        if is_shared:
+        if last:
             return scores
-        theirs = context[len(prompt.teacher) :]
-        return [*aligned(trace.kept_ids, self._vocabulary, theirs, scores, self._teacher.vocabulary), 1.0]
+        return [*aligned(trace.kept_ids, self._vocabulary, context[len(prompt.teacher) :], scores, theirs), 1.0]
 
 
 def _reach(is_open: Sequence[bool], first: int, gap: int) -> int:

@@ -154,6 +154,20 @@ def test_several_calls_where_one_is_not_enough():
     assert entry["outcome"] == "unsolved" and entry["row"] is None
 
 
+def test_one_call_grows_where_two_would_stand_side_by_side():
+    """The teacher finds the first wrong digit only; helped, the student goes wrong again two tokens later."""
+
+    def script(context):
+        so_far = LETTERS.decode(context)[len(PROBLEM) :]
+        return goes_on(PROBLEM + so_far, LETTERS, RIGHT if len(so_far) > 6 else "2*3=7;7+4=11;#11")
+
+    student = ScriptedEngine(LETTERS, script, "student")
+    (entry,) = search(student, Local({4, 6}).engine, gap=2, max_calls=1).values()
+    assert entry["row"]["completion"] == "2*3=<call>3</call>6;6+4=10;#10"
+    (entry,) = search(student, Local({4, 6}).engine, gap=0, max_calls=2).values()
+    assert entry["row"]["completion"] == "2*3=<call>1</call>6;<call>1</call>6+4=10;#10"
+
+
 def test_what_the_student_can_do_is_left_alone_and_costs_no_teacher_token():
     student = ScriptedEngine(LETTERS, lambda context: goes_on(LETTERS.decode(context), LETTERS), "student")
     (entry,) = search(student, right_teacher()).values()
