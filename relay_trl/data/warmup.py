@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from ..call_bias import NEVER
-from ..engines.base import Engine, Sampling
+from ..engines.base import Engine, Sampling, SteppedEngine
 from ..engines.in_flight import ask_past_failures
 from ..grading.grader import Grader
 from ..options import PromptFields
@@ -196,9 +196,11 @@ async def warmup_rows(
             }
             return {"outcome": outcome, **counts, "row": made}
 
-        what = "Answers failed for {} problems"
+        # An engine in this process is fastest when answers begin together: each that joins copies the cache of all
+        is_in_waves = isinstance(student, SteppedEngine)
+        limits = config.max_in_flight, config.max_teacher_failures
         async for number, entry in ask_past_failures(
-            numbers, answer, config.max_in_flight, config.max_teacher_failures, what
+            numbers, answer, *limits, "Answers failed for {} problems", is_in_waves
         ):
             yield number, entry
 

@@ -15,13 +15,14 @@ Result = TypeVar("Result")
 
 
 async def ask_all(
-    jobs: Iterable[Job], ask: Callable[[Job], Awaitable[Result]], max_in_flight: int
+    jobs: Iterable[Job], ask: Callable[[Job], Awaitable[Result]], max_in_flight: int, is_in_waves: bool = False
 ) -> AsyncIterator[tuple[Job, Result]]:
     """Asks for every job.
 
     Args:
         jobs (`Iterable[Job]`): read only as far as there is room.
         ask (`Callable[[Job], Awaitable[Result]]`): its first error ends the loop and cancels the jobs under way.
+        is_in_waves (`bool`, defaults to `False`): begin the next jobs when all those under way are done.
         max_in_flight (`int`).
 
     Yields:
@@ -31,7 +32,8 @@ async def ask_all(
     running: dict[asyncio.Future, Job] = {}
     try:
         while True:
-            for job in islice(waiting, max_in_flight - len(running)):
+            room = 0 if is_in_waves and running else max_in_flight - len(running)
+            for job in islice(waiting, room):
                 running[asyncio.ensure_future(ask(job))] = job
             if not running:
                 return
@@ -45,7 +47,12 @@ async def ask_all(
 
 
 async def ask_past_failures(
-    jobs: Iterable[Job], ask: Callable[[Job], Awaitable[Result]], max_in_flight: int, max_failures: int, what: str
+    jobs: Iterable[Job],
+    ask: Callable[[Job], Awaitable[Result]],
+    max_in_flight: int,
+    max_failures: int,
+    what: str,
+    is_in_waves: bool = False,
 ) -> AsyncIterator[tuple[Job, Result]]:
     """[`ask_all`], but a job whose engine fails holds up no other.
 
@@ -67,7 +74,7 @@ async def ask_past_failures(
             return error
 
     failures, in_a_row, last = 0, 0, None
-    async for job, result in ask_all(jobs, ask_anyway, max_in_flight):
+    async for job, result in ask_all(jobs, ask_anyway, max_in_flight, is_in_waves):
         if isinstance(result, EngineError):
             failures, in_a_row, last = failures + 1, in_a_row + 1, result
             if in_a_row >= max_failures:

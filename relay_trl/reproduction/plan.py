@@ -122,7 +122,9 @@ class Reproduction:
         warm = {"student": self.warm_up(setting["warmup"], seed)} if setting.get("warmup") else {}
         if setting.get("grpo", {}) is None:
             return warm
-        options = {"output_dir": out, "seed": seed, "max_steps": self.max_steps, **setting.get("grpo", {})}
+        options = {"output_dir": out, "seed": seed, **setting.get("grpo", {})}
+        if self.max_steps is not None:
+            options["max_steps"] = self.max_steps
         if warm:
             options["model_name_or_path"] = warm["student"]
         config = setting.get("config", "grpo_relay")
@@ -174,6 +176,8 @@ class Reproduction:
     def go(self, name: str, best: str, seed: int) -> bool:
         """Trains and evaluates a run based on the candidate `best`; returns whether there are new results."""
         chosen, changed = self.candidates[best], self.runs[name]
-        setting = {**chosen, **changed, "grpo": {**chosen.get("grpo", {}), **changed.get("grpo", {})}}
+        setting = {**chosen, **changed}
+        if changed.get("grpo", {}) is not None:
+            setting["grpo"] = {**chosen.get("grpo", {}), **changed.get("grpo", {})}
         own = best if set(changed) == {"methods"} else name  # a run without changes is the candidate itself
         return self.evaluate(self.train(own, setting, seed), setting["methods"], f"{name}_seed_{seed}")
