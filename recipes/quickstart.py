@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/arithmetic", help="where everything goes (default: %(default)s)")
     parser.add_argument("--max_steps", type=int, default=180, help="GRPO steps (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=8192, help="warm-up answers (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=16384, help="warm-up problems (default: %(default)s)")
     parser.add_argument("--size", type=int, default=600, help="test problems (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="of the training stages (default: %(default)s)")
     return parser.parse_args()
@@ -35,15 +35,16 @@ def main():
     started = time.perf_counter()
 
     warmup, sft, grpo, baseline = out / "warmup.jsonl", out / "sft", out / "grpo", out / "grpo_baseline"
-    title = "warm-up data: the student's own answers with calls put in"
+    title = "warm-up data: the student's answers with the calls that they need"
     stage(title, warmup, "build_warmup", CONFIGS, output=warmup, dataset_size=args.rows, seed=args.seed)
 
-    title = "warm-up: the syntax of a call"
+    title = "warm-up: when to call, and for how much"
     options = {"warmup_data": warmup, "output_dir": sft, "seed": args.seed}
     stage(title, sft / "model.safetensors", "sft_warmup", CONFIGS, **options)
 
-    title = "GRPO with the teacher: when to call"
-    options = {"model_name_or_path": sft, "output_dir": grpo, "max_steps": args.max_steps, "seed": args.seed}
+    title = "GRPO with the teacher: a short refinement"
+    options = {"model_name_or_path": sft, "output_dir": grpo, "max_steps": min(30, args.max_steps), "seed": args.seed}
+    options |= {"learning_rate": 1e-4, "scale_rewards": "batch", "rho_of": "group", "eval_strategy": "no"}
     stage(title, grpo / "trainer_state.json", "grpo_relay", CONFIGS, **options)
 
     title = "GRPO without a teacher"

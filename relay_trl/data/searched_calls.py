@@ -201,16 +201,15 @@ class CallSearch:
     def _cut(self, candidate: _Candidate) -> Trace:
         """The candidate's answer up to its call, with the call."""
         old = candidate.trace
-        kept = old.spans[-1].ids[: candidate.place - (old.num_tokens - len(old.spans[-1].ids))]
+        kept = old.spans[-1].ids[: candidate.place - sum(len(span.ids) for span in old.spans[:-1])]
         text = self._vocabulary.decode(kept)
         span = Span(Author.STUDENT, kept, text, kept_ids=kept, kept_text=text)
         if self._is_caller:
             self._write(candidate.n, span)
         spans = [*old.spans[:-1], span]
         calls = [*map(replace, old.calls), Call(sum(len(s.ids) for s in spans), candidate.n)]
-        return Trace(
-            old.prompt_ids, spans, calls, student_read=replace(old.student_read), teacher_read=replace(old.teacher_read)
-        )
+        reading = {"student_read": replace(old.student_read), "teacher_read": replace(old.teacher_read)}
+        return Trace(old.prompt_ids, spans, calls, **reading)
 
     def _write(self, n: int, span: Span):
         """Appends a command to a span."""

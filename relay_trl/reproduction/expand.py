@@ -189,7 +189,7 @@ def _wired(run: _Run, section: str, folder: Path) -> dict[str, Any]:
         if stage.result
     }
     if section == "warmup":
-        return {"student": pair.student, "output": f"{folder}.jsonl"}
+        return {"student": pair.student, "teacher": pair.teacher, "output": f"{folder}.jsonl"}
     if section == "sft":
         wired = {"model_name_or_path": pair.student, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
         return wired | ({"warmup_data": made["warmup"]} if "warmup" in made else {})
@@ -223,6 +223,8 @@ def _of_task(run: _Run, section: str, has_input: bool) -> dict[str, Any]:
 
 def _connect(run: _Run, section: str, settings: dict[str, Any]) -> str | None:
     """Sets the address of the teacher's server, if the profile has one; returns the server's options."""
+    if section == "warmup" and settings.get("calls") != "searched":  # only a search asks the teacher
+        settings.pop("teacher", None)
     teacher = settings.get("teacher")
     if not teacher:
         return None

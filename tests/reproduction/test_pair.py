@@ -240,3 +240,14 @@ def test_check_says_what_would_stop_a_pair(write, tmp_path):
     assert "there is no such file" in found(path, out, "grpo.dataset=nothing.jsonl")
     assert "does not answer" in found(path, out, teacher="http://127.0.0.1:9/v1")
     assert "needs 1 GPUs, and this process sees 0" in found(write(), hardware="1gpu")
+
+
+def test_the_warm_up_asks_the_teacher_only_for_a_search():
+    path = ROOT / "recipes/pairs/arithmetic.yaml"
+
+    def warmup(*changes):
+        (stage,) = (s for s in expand(load_pair(path, "cpu", changes, gpus=0)) if s.section == "warmup")
+        return stage.settings
+
+    assert warmup()["teacher"] == "data/arithmetic/teacher" and warmup()["calls"] == "searched"
+    assert "teacher" not in warmup("warmup.calls=random")
