@@ -1,6 +1,6 @@
 """Keeps the problems of a training set that the teacher can solve: it answers each of them many times.
 
-python recipes/filter_by_teacher.py --config recipes/configs/dapo_math/filter_by_teacher_1gpu.yaml
+python recipes/filter_by_teacher.py --config recipes/configs/arithmetic/filter_by_teacher.yaml
 """
 
 import asyncio

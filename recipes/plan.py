@@ -1,6 +1,6 @@
 """Prints what a training or a service will need, from configs alone.
 
-python recipes/plan.py --config recipes/configs/dapo_math/qwen3_1.7b_grpo_relay_2gpu.yaml --student Qwen/Qwen3-1.7B
+python recipes/plan.py --config recipes/configs/arithmetic/grpo_relay.yaml --student data/arithmetic/student
 python recipes/plan.py --student Qwen/Qwen3-1.7B --teacher Qwen/Qwen3-8B --requests_per_s 50
 """
 

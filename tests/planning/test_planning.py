@@ -16,6 +16,8 @@ from relay_trl.planning.curves import Curve
 from relay_trl.planning.memory import batches
 from relay_trl.planning.models import Shape, known_models
 from relay_trl.planning.service import Demand, simulate, size_service
+from relay_trl.reproduction.expand import expand
+from relay_trl.reproduction.pair import load_pair
 from relay_trl.training import RelayGRPOConfig, RelaySFTConfig
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +101,9 @@ def plan(*options):
 
 @pytest.mark.slow
 def test_a_run_that_does_not_fit_is_warned_of(tmp_path):
-    config = ROOT / "recipes/configs/gsm8k/grpo_relay_1gpu.yaml"
+    stages = expand(load_pair(ROOT / "recipes/pairs/gsm8k_qwen3_1.7b.yaml", "1gpu"))
+    config = tmp_path / "grpo.yaml"
+    config.write_text(next(stage.text() for stage in stages if stage.section == "grpo"))
     status, said = plan("--config", config, "--student", "Qwen/Qwen3-0.6B", "--teacher", "Qwen/Qwen3-8B")
     assert status == 0 and "128 prompts x 8 = 1024 rollouts" in said and "warning" not in said, said
     changed = yaml.safe_load(config.read_text()) | {

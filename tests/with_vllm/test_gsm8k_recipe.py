@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from relay_trl.reproduction.expand import expand
+from relay_trl.reproduction.pair import load_pair
+
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +64,11 @@ def history(smollm2, teacher, tmp_path_factory):
         "max_steps": 2,
         "learning_rate": 1e-4,
     }
+    config = tmp_path_factory.mktemp("config") / "grpo.yaml"
+    stages = expand(load_pair(ROOT / "recipes/pairs/gsm8k_smollm2.yaml", "cpu"))
+    config.write_text(next(stage.text() for stage in stages if stage.section == "grpo"))
     command = ["-m", "accelerate.commands.launch", "-q", "--config_file", "accelerate_configs/cpu.yaml"]
-    command += ["recipes/grpo_relay.py", "--config", "recipes/configs/gsm8k/grpo_relay_cpu.yaml"]
+    command += ["recipes/grpo_relay.py", "--config", config]
     call(*command, *(part for name, value in options.items() for part in (f"--{name}", value)))
     assert (folder / "model.safetensors").is_file()
     return [row for row in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in row]
