@@ -6,14 +6,13 @@ python recipes/build_warmup.py --config recipes/configs/arithmetic/build_warmup.
 import asyncio
 from dataclasses import replace
 
-from tqdm import tqdm
-
 from relay_trl.cli import RecipeParser, run
 from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_overlong
 from relay_trl.data.warmup import WarmupConfig, warmup_rows, write_warmup
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import close_engines, load_engine
+from relay_trl.progress import Bar
 from relay_trl.prompts import PromptBuilder
 from relay_trl.relay_config import load_record
 from relay_trl.run_files import ResumableRows, read_shards
@@ -50,10 +49,10 @@ def main():
 
     async def make(answers: ResumableRows, total: int):
         try:
-            with tqdm(total=total, initial=len(answers), desc="answers", unit="answer") as bar:
+            with Bar("answers", total, len(answers)) as bar:
                 async for number, entry in warmup_rows(rows, student, builder, config, answers, teacher, is_caller):
                     answers.add(number, entry)
-                    bar.update()
+                    bar.advance()
         finally:
             await close_engines(student, teacher)
 

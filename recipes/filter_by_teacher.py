@@ -7,8 +7,6 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from relay_trl.cli import RecipeParser, run
 from relay_trl.data.config import DataConfig
 from relay_trl.data.registry import SOURCES
@@ -19,6 +17,7 @@ from relay_trl.engines.loading import close_engines, load_engine
 from relay_trl.grading.grader import Grader
 from relay_trl.hub.dataset_card import read_rows, write_dataset_card
 from relay_trl.hub.upload import push
+from relay_trl.progress import Bar
 from relay_trl.prompts import PromptBuilder
 from relay_trl.run_files import ResumableRows, read_shards, write_jsonl
 
@@ -75,10 +74,10 @@ def ask(rows: list[dict], teacher, grader: Grader, rates: ResumableRows, total: 
     async def run_all():
         golds = [row["answer"] for row in rows]
         try:
-            with tqdm(total=total, initial=len(rates), desc="problems", unit="problem") as bar:
+            with Bar("problems", total, len(rates)) as bar:
                 async for number, rate in pass_rates(contexts, golds, teacher, grader, config, rates):
                     rates.add(number, rate)
-                    bar.update()
+                    bar.advance()
         finally:
             await close_engines(teacher)
 

@@ -4,6 +4,10 @@
         --config recipes/configs/arithmetic/grpo_relay.yaml
 """
 
+import os
+import sys
+from pathlib import Path
+
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_quantization_config
@@ -19,9 +23,26 @@ from relay_trl.training import RelayGRPOConfig
 from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output
 from relay_trl.training.lora import check_quantization, lora_config
 
+ROOT = Path(__file__).parents[1]
+EMBEDDED = (
+    "--config",
+    "recipes/configs/arithmetic/grpo_relay.yaml",
+    "--model_name_or_path",
+    "data/arithmetic/warmed_up",
+)
+EMBEDDED += ("--output_dir", "runs/first")
+
 
 def main():
-    data, config, model_config = RecipeParser((DataConfig, RelayGRPOConfig, ModelConfig)).parse()
+    if is_first := len(sys.argv) == 1:
+        os.chdir(ROOT)
+        print(
+            "Without options this trains the embedded arithmetic pair, the student after its warm-up (data/arithmetic/warmed_up) with "
+            "data/arithmetic/teacher, for about 3 minutes on two cores, into runs/first.",
+            flush=True,
+        )
+    arguments = list(EMBEDDED) if is_first else None
+    data, config, model_config = RecipeParser((DataConfig, RelayGRPOConfig, ModelConfig)).parse(arguments)
     revision = model_config.model_revision
     student = check_student(model_config.model_name_or_path, revision)
     check_quantization(model_config, config.device.type == "cpu", config.use_vllm)
@@ -67,6 +88,10 @@ def main():
     trainer.save_state()
     if config.push_to_hub:
         trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        print(
+            f"The student is in {config.output_dir}. Next: relay-trl evaluate --config YAML --student {config.output_dir}"
+        )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ python recipes/train_citer.py --config recipes/configs/arithmetic/train_citer.ya
 
 import asyncio
 
-from tqdm import tqdm
-
 from relay_trl.citer.config import CiterConfig
 from relay_trl.citer.engine import RoutedEngine
 from relay_trl.citer.router import save_router
@@ -17,6 +15,7 @@ from relay_trl.data.sources import drop_overlong, drop_ungradable
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import close_engines, load_engine
 from relay_trl.grading.grader import Grader
+from relay_trl.progress import Bar
 from relay_trl.prompts import PromptBuilder
 
 
@@ -41,13 +40,13 @@ def main():
 
         async def train():
             try:
-                references = await find_references(rows, student, teacher, builder, grader, config, bar.update)
+                references = await find_references(rows, student, teacher, builder, grader, config, bar.advance)
                 bar.write(f"{len(references)} of {len(rows)} problems have a right solution.")
-                return await train_citer(references, student, teacher, grader, config, bar.update, show)
+                return await train_citer(references, student, teacher, grader, config, bar.advance, show)
             finally:
                 await close_engines(teacher)
 
-        with tqdm(desc="requests", unit="request") as bar:
+        with Bar("requests") as bar:
             router, record = asyncio.run(train())
 
     save_router(router, record, config.output_dir)

@@ -14,6 +14,7 @@ from torch import distributed
 from trl import TrlParser
 
 from .engines.base import EngineError
+from .help_text import grouped_help
 from .launch import check_launch, end_process, explain
 
 EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError)
@@ -65,6 +66,10 @@ class RecipeParser(TrlParser):
                 if hints[name] in (str, str | None) and value is not None and not isinstance(value, str):
                     raise ValueError(f"{name} is {value!r}; it must be a text (in a YAML, put it in quotes).")
         return super().set_defaults_with_config(**kwargs)
+
+    def format_help(self) -> str:
+        """Our options first, in groups, with their defaults."""
+        return grouped_help(self, self.dataclass_types)
 
     def error(self, message: str):
         """Raises argparse's error without the hundreds of lines of usage."""

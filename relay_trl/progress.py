@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+from tqdm import tqdm
+
 EVERY = "RELAY_TRL_PROGRESS_S"
 """Environment variable: seconds between two lines (default: 30)."""
 
@@ -25,12 +27,12 @@ class Lines:
 
     Args:
         what (`str`): the items, such as `answers`.
-        total (`int`): number of items.
+        total (`int`, *optional*): number of items.
         done (`int`, defaults to `0`): items that an earlier run has done.
         is_shown (`bool`, *optional*): `None` prints if there is no terminal for a bar.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0, is_shown: bool | None = None):
+    def __init__(self, what: str, total: int | None, done: int = 0, is_shown: bool | None = None):
         self.what, self.total, self.done, self._first = what, total, done, done
         self.note = ""
         self._begun = time.monotonic()
@@ -46,7 +48,7 @@ class Lines:
     def text(self) -> str:
         """The line: items done, total, rate, time left, note."""
         spent, new = time.monotonic() - self._begun, self.done - self._first
-        parts = [f"{self.done} of {self.total} {self.what}"]
+        parts = [f"{self.done} {self.what}" if self.total is None else f"{self.done} of {self.total} {self.what}"]
         if new and spent > 0:
             rate = new / spent
             parts.append(
@@ -56,14 +58,15 @@ class Lines:
                 if rate >= 1 / 60
                 else f"{1 / rate:.0f} s each"
             )
-            left = max(0, self.total - self.done) / rate
-            parts.append(
-                f"{left:.0f} s left"
-                if left < 120
-                else f"{left / 60:.0f} min left"
-                if left < 7200
-                else f"{left / 3600:.1f} h left"
-            )
+            if self.total is not None:
+                left = max(0, self.total - self.done) / rate
+                parts.append(
+                    f"{left:.0f} s left"
+                    if left < 120
+                    else f"{left / 60:.0f} min left"
+                    if left < 7200
+                    else f"{left / 3600:.1f} h left"
+                )
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
     def _keep_printing(self):
@@ -79,3 +82,23 @@ class Lines:
 
     def __exit__(self, *exception):
         self.close()
+
+
+class Bar(Lines):
+    """A bar where it can be seen, and lines elsewhere; the arguments are those of [`Lines`]."""
+
+    def __init__(self, what: str, total: int | None = None, done: int = 0):
+        super().__init__(what, total, done)
+        self._bar = tqdm(total=total, initial=done, desc=what, disable=not is_watched())
+
+    def advance(self, count: int = 1, note: str | None = None):
+        super().advance(count, note)
+        self._bar.update(count)
+
+    def write(self, line: str):
+        """A line of its own, above the bar."""
+        tqdm.write(line)
+
+    def close(self):
+        super().close()
+        self._bar.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..progress import Lines
 from .answer_files import answer_files
 
 _POLL_S = 0.5
@@ -58,10 +59,14 @@ def run_parts(command: Sequence[str], count: int, folder: str | Path, total: int
 def _watch(children: list[subprocess.Popen], folder: Path, total: int) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        Lines("answers", total, _count(folder)) as lines,
+    ):
         task = progress.add_task("", total=total)
         while any(child.poll() is None for child in children):
-            progress.update(task, completed=_count(folder))
+            lines.done = _count(folder)
+            progress.update(task, completed=lines.done)
             if any(child.poll() for child in children):
                 return
             time.sleep(_POLL_S)

@@ -17,6 +17,7 @@ from ..data.sources import drop_overlong
 from ..engines.base import Engine
 from ..engines.loading import close_engines
 from ..grading.grader import Grader
+from ..progress import Lines, is_watched
 from ..prompts import PromptBuilder
 from ..relay import RelayPrompt, RelayRules
 from .answer_files import Answer, AnswerFile
@@ -160,7 +161,7 @@ def evaluate(
         finally:
             await close_engines(student, teacher)
 
-    with board.progress:
+    with board.progress, board.lines:
         asyncio.run(ask_all())
 
 
@@ -253,6 +254,8 @@ class _Board:
             disable=not self.is_shown or not console.is_terminal,
         )
         self._tallies = {}
+        total = self.total * len(self.methods)
+        self.lines = Lines("answers", total, total - len(self.jobs), self.is_shown and not is_watched())
         for method in self.methods:
             left = sum(job.method is method for job in self.jobs)
             task = self.progress.add_task(method.name, total=self.total, completed=self.total - left, note="")
@@ -270,3 +273,4 @@ class _Board:
         failed = f", {tally.failures} teacher failures" if tally.failures else ""
         note = f"accuracy {shares[0]:.3f}, teacher {shares[1]:.3f}{failed}"
         self.progress.update(tally.task, advance=1, note=note)
+        self.lines.advance(1, f"{answer.method}: {note}")

@@ -10,6 +10,7 @@ from torch import distributed
 from transformers import ProgressCallback, TrainerCallback
 
 from ..launch import limit_waiting
+from ..progress import Lines
 from ..relay_config import RelayRecord
 from ..rollout_files import RolloutWriter
 
@@ -61,6 +62,32 @@ class RelayProgressCallback(ProgressCallback):
             )
         elif "train_runtime" in logs:
             self.training_bar.write(f"{state.global_step} steps in {logs['train_runtime']:.0f} s")
+
+
+class ProgressLines(TrainerCallback):
+    """Prints how far the training is, every 30 seconds, where no bar can be seen."""
+
+    _lines: Lines | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self._lines = Lines("steps", state.max_steps, state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._lines is not None:
+            self._lines.advance()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        names = {**_BAR, "loss": "loss"} if logs and "relay/accuracy" not in logs else _BAR
+        shown = [
+            f"{name} {logs[key]:.3g}" for name, key in names.items() if logs and isinstance(logs.get(key), int | float)
+        ]
+        if self._lines is not None and shown:
+            self._lines.note = ", ".join(shown)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._lines is not None:
+            self._lines.close()
 
 
 class LimitedWaiting(TrainerCallback):

@@ -25,7 +25,7 @@ from ..rollout_files import Draw, RolloutWriter
 from ..vocabulary import Vocabulary
 from .batches import tight_forward, tighten, why_not_sorted
 from .call_entropy import mean_entropy, number_mask
-from .callbacks import LimitedWaiting, RecordingCallback, RelayProgressCallback
+from .callbacks import LimitedWaiting, ProgressLines, RecordingCallback, RelayProgressCallback
 from .config import RelayGRPOConfig
 from .guard import Guard, Suspect, flat_groups
 from .lora import check_sharding, give_bias
@@ -109,6 +109,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.writer = RolloutWriter(args.output_dir, args.syntax, *ranks, max_mb=args.rollouts_max_mb)
         self.add_callback(LimitedWaiting)
+        self.add_callback(ProgressLines)
         self.add_callback(RecordingCallback(self.writer, self.relay_record))
         if args.steps_per_generation > 1 and (local := why_not_sorted(self)):
             logger.warning(f"{local} is a mean over each micro-batch, so rows of like length are not put together.")

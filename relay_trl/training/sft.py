@@ -7,7 +7,7 @@ from transformers import set_seed
 from trl import SFTTrainer
 
 from ..vocabulary import Vocabulary
-from .callbacks import LimitedWaiting
+from .callbacks import LimitedWaiting, ProgressLines
 from .config import RelaySFTConfig
 from .lora import check_sharding, give_bias
 from .saving import RelaySavingMixin
@@ -46,6 +46,7 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
         )
         give_bias(self.model)
         self.add_callback(LimitedWaiting)
+        self.add_callback(ProgressLines)
 
 
 def to_sft_row(row: dict) -> dict[str, list[int]]:

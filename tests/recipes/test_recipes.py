@@ -20,6 +20,7 @@ from helpers.served import free_port
 
 from relay_trl.data.arithmetic import problems
 from relay_trl.data.warmup import insert_calls
+from relay_trl.progress import EVERY
 
 ROOT = Path(__file__).parents[2]
 PAIR = ROOT / "data" / "arithmetic"
@@ -58,7 +59,8 @@ def launch(monkeypatch, capsys, tmp_path, student):
             runpy.run_path(f"recipes/{recipe}.py", run_name="__main__")
         except SystemExit as exit:
             status = exit.code
-        return status, capsys.readouterr().err
+        call.out, err = capsys.readouterr()
+        return status, err
 
     return call
 
@@ -335,7 +337,8 @@ def test_a_process_of_its_own_says_one_sentence_and_no_more(tmp_path):
     assert lines == ["error: Unknown option 'max_cals' (did you mean 'max_calls'?). Run with --help for all options."]
 
 
-def test_the_three_stages_run_one_after_the_other(launch, tmp_path):
+def test_the_three_stages_run_one_after_the_other(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv(EVERY, "0.2")
     rows, sft = str(tmp_path / "rows.jsonl"), str(tmp_path / "sft")
     status, err = launch("build_warmup", student=str(PAIR / "student"), dataset_size=64)
     assert status == 0, err
@@ -355,9 +358,59 @@ def test_the_three_stages_run_one_after_the_other(launch, tmp_path):
         per_device_eval_batch_size=8,
     )
     assert status == 0, err
+    assert re.search(
+        r"^progress: [12] of 2 steps, .*accuracy 0\.\d+, rho ", launch.out, re.M
+    )  # standard output is no terminal
     record = json.loads((tmp_path / "out" / "relay_config.json").read_text())
     assert (record["stage"], record["steps"], record["training_set"]) == ("grpo", 2, "arithmetic")
     assert record["student_base"] == str(PAIR / "student")
     log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in log if "relay/accuracy" in entry] == [1, 2]
     assert [entry["step"] for entry in log if "eval_relay/accuracy" in entry] == [1, 2]
+
+
+def test_help_has_our_options_first_in_groups_with_their_defaults(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["grpo_relay.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path("recipes/grpo_relay.py", run_name="__main__")
+    shown = capsys.readouterr().out
+    heads = re.findall(r"^(\w.*):$", shown, re.M)
+    assert heads == [
+        *("student", "teacher", "data", "calls", "reward", "rollouts and the rest"),
+        *("TRL's options", "transformers' options"),
+    ]
+    parts = dict(zip(heads, re.split(r"^\w.*:$", shown, flags=re.M)[1:], strict=True))
+    for option, group in {
+        "--model_name_or_path": "student",
+        "--teacher_timeout_s": "teacher",
+        "--dataset": "data",
+        "--max_calls": "calls",
+        "--reward": "reward",
+        "--rollouts_max_mb": "rollouts and the rest",
+        "--num_generations": "TRL's options",
+        "--weight_decay": "transformers' options",
+    }.items():
+        assert re.search(rf"^  {option}\b", parts[group], re.M)
+    assert (
+        re.search(r"--max_calls MAX_CALLS\s+Answered[^(]*\(default:\s+3\)", parts["calls"])
+        and "--max-calls" not in shown
+    )
+
+
+@pytest.mark.slow
+def test_without_options_the_embedded_pair_is_trained_and_the_first_line_says_so():
+    folder = ROOT / "data" / "arithmetic" / "warmed_up"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2**20
+    command = [sys.executable, "-m", "accelerate.commands.launch", "recipes/grpo_relay.py"]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        first = run.stdout.readline()
+    finally:
+        run.terminate()
+        run.wait()
+    assert (
+        "trains the embedded arithmetic pair" in first
+        and "data/arithmetic/warmed_up" in first
+        and "runs/first" in first
+    )

@@ -1,0 +1,76 @@
+"""The `--help` of a recipe: this package's options first and in groups, then TRL's, then transformers'.
+
+Owns the groups and their order. What an option means is said where it is defined.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterable
+from dataclasses import fields
+
+_GROUPS = {
+    "student": ("model_name_or_path", "student", "add_call_tokens", "dtype", "merge_adapter", "citer_router"),
+    "teacher": ("teacher", "max_teacher_failures"),
+    "data": (
+        *("dataset", "data_dir", "problem_column", "answer_column", "solution_column", "decontaminate", "validation"),
+        *("prompt_template", "system_prompt", "is_chat", "chat_template", "max_prompt", "skip_long", "answer_marker"),
+        *("warmup_data", "grading", "benchmarks", "split", "limit"),
+    ),
+    "calls": (
+        "max_call",
+        "fixed_call",
+        "is_ended_by",
+        "open_tag",
+        "close_tag",
+        "call",
+        "num_orders",
+        "step_",
+        "search",
+    ),
+    "reward": ("reward", "extra_rewards", "min_pass_rate", "max_pass_rate"),
+}
+"""Groups of this package's options, and how their names begin."""
+
+_REST = "rollouts and the rest"
+_OWNERS = {"trl": "TRL's options", "transformers": "transformers' options"}
+
+
+def owner_of(kind: type, name: str) -> str:
+    """The package whose class defines a field."""
+    for parent in kind.__mro__:
+        if name in parent.__dict__.get("__annotations__", {}):
+            return parent.__module__.partition(".")[0]
+    return "relay_trl"
+
+
+def group_of(kind: type, name: str) -> str:
+    """The heading under which an option stands."""
+    if name not in ("model_name_or_path",) and (owner := owner_of(kind, name)) in _OWNERS:
+        return _OWNERS[owner]
+    return next((group for group, starts in _GROUPS.items() if name.startswith(starts)), _REST)
+
+
+def grouped_help(parser: argparse.ArgumentParser, kinds: Iterable[type]) -> str:
+    """The help of a parser that was filled from dataclasses.
+
+    Args:
+        parser (`argparse.ArgumentParser`).
+        kinds (`Iterable[type]`): the dataclasses.
+    """
+    groups: dict[str, list[argparse.Action]] = {name: [] for name in (*_GROUPS, _REST, *_OWNERS.values())}
+    places = {item.name: group_of(kind, item.name) for kind in kinds for item in fields(kind)}
+    for action in parser._actions:
+        name = action.dest.removeprefix("no_") if action.dest not in places else action.dest
+        action = copy.copy(action)
+        action.option_strings = action.option_strings[:1]  # without the spelling with hyphens, and no_ for false
+        groups[places.get(name, _REST)].append(action)
+    formatter = parser._get_formatter()
+    formatter.add_text(
+        f"usage: {parser.prog} --config FILE.yaml [--option value ...]   (the command line wins over the file)"
+    )
+    for heading, actions in groups.items():
+        if actions:
+            formatter.start_section(heading)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+    return formatter.format_help()
