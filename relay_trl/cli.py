@@ -44,7 +44,7 @@ class RecipeParser(TrlParser):
         try:
             *filled, rest = self.parse_args_and_config(args=args, return_remaining_strings=True)
         except yaml.YAMLError as error:
-            raise ValueError(f"The config file is no valid YAML: {error}") from error
+            raise ValueError(f"The config file is not valid YAML: {error}") from error
         unknown = [word.lstrip("-").partition("=")[0] for word in rest if word.startswith("--")] or rest
         if unknown:
             known = sorted({action.dest for action in self._actions})

@@ -172,7 +172,7 @@ def load_costs(path: str | None) -> PriceTable:
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     known = {"currency", "student", "teacher"}
     if not isinstance(data, dict) or not set(data) <= known:
         raise ValueError(f"{path} must have the fields {', '.join(sorted(known))} and no others; it has {list(data)}.")

@@ -21,7 +21,7 @@ def check_template(template: str):
         ValueError: it has no `{problem}`, or other braces that are not doubled.
     """
     if "{problem}" not in template:
-        raise ValueError(f"The prompt template {template!r} has no '{{problem}}' for the problem to go in.")
+        raise ValueError(f"The prompt template {template!r} has no '{{problem}}' as the place of the problem.")
     try:
         template.format(problem="")
     except (KeyError, IndexError, ValueError) as error:

@@ -68,7 +68,7 @@ class ResumableRows:
                 else:
                     self._places[entry["number"]] = end
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path} is damaged in line {number}; remove it to begin anew.") from error
+                raise ValueError(f"{self.path} is damaged in line {number}; remove it to start over.") from error
             end += len(line)
         if not self._is_read_only:
             self._file.truncate(end)
@@ -78,14 +78,14 @@ class ResumableRows:
         if entry["format"] != FORMAT or entry["version"] != VERSION:
             raise ValueError(
                 f"{self.path} has format {entry['format']} {entry['version']}, this package writes {FORMAT} {VERSION}; remove "
-                "it to begin anew, or use the package that wrote it."
+                "it to start over, or use the package that wrote it."
             )
         old, new = entry["settings"], header["settings"]
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if names:
             shown = "; ".join(f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in names)
             raise ValueError(
-                f"{self.path} is of a run with other settings: {shown}. Remove it to begin anew, or go back to the old settings."
+                f"{self.path} is of a run with other settings: {shown}. Remove it to start over, or go back to the old settings."
             )
 
     def _write(self, entry: dict) -> int:

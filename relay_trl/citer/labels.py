@@ -190,4 +190,4 @@ class Labeller:
 
 def _check(trace: Trace):
     if trace.stop is StopReason.TEACHER_ERROR:
-        raise EngineError(f"The teacher failed, so that no label can be had: {trace.error}")
+        raise EngineError(f"The teacher failed, so there are no labels: {trace.error}")

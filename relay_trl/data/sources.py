@@ -133,7 +133,7 @@ def _read_unregistered(name: str, split: str | None):
         return load_dataset(name, split=split or "train")
     except Exception as error:
         raise ValueError(
-            f"{name!r} is no known set ({', '.join([*EMBEDDED, *SOURCES])}), no .jsonl, .json, .csv or .parquet file, "
+            f"{name!r} is not a known set ({', '.join([*EMBEDDED, *SOURCES])}), not a .jsonl, .json, .csv or .parquet file, "
             f"and could not be loaded from the Hub ({type(error).__name__}: {error})."
         ) from error
 

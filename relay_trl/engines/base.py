@@ -78,7 +78,7 @@ class Sampling:
             raise ValueError("logit_bias has a value that is inf or not a number; give finite numbers or -inf.")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
             raise ValueError(
-                f"{self} is no sampling: temperature must be >= 0, top_p in (0, 1], top_k >= 0 and min_p in [0, 1]."
+                f"{self} is not a valid sampling: temperature must be >= 0, top_p in (0, 1], top_k >= 0 and min_p in [0, 1]."
             )
         if not 0 < self.repetition_penalty <= 2:
             raise ValueError(

@@ -30,7 +30,7 @@ def check_model(path: str | None, what: str, revision: str | None = None) -> str
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"{what}: {path!r} is neither a folder with a model nor a model that can be had from the Hub ({reason})"
+            f"{what}: {path!r} is neither a folder with a model nor a model that the Hub has ({reason})"
         ) from error
     return path
 

@@ -234,7 +234,7 @@ class VLLMEngine(SteppedEngine):
             finish = FinishReason.STOP if isinstance(output.stop_reason, str) else FinishReason.EOS
         else:
             raise EngineError(
-                f"{self.name} ended a request with {output.finish_reason!r}; see vLLM's log for what it met."
+                f"{self.name} ended a request with {output.finish_reason!r}; see vLLM's log for the reason."
             )
         logprobs = None
         if output.logprobs is not None:

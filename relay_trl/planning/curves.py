@@ -46,7 +46,7 @@ class Curve:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
-                f"{path} is no service curve ({error}); measure one with benchmarks/service_curves.py."
+                f"{path} is not a service curve ({error}); measure one with benchmarks/service_curves.py."
             ) from error
 
     @classmethod

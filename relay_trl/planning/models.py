@@ -32,7 +32,7 @@ def load_config(name: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(name).get_text_config()
     except (OSError, ValueError) as error:
         raise OSError(
-            f"The config of {name!r} is neither in a folder nor known here nor to be had from the Hub; name the model it "
+            f"The config of {name!r} is neither in a folder nor known here nor on the Hub; name the model it "
             f"is made from with --student, a folder with a config.json, or one of {', '.join(known_models())}."
         ) from error
 

@@ -39,7 +39,7 @@ class Options:
         self.given: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         self.is_sft = "warmup_data" in self.given
         if not (self.is_sft or "dataset" in self.given) or "model_name_or_path" not in self.given:
-            raise ValueError(f"{path} is no config of grpo_relay.py or sft_warmup.py: a plan is made of one of these.")
+            raise ValueError(f"{path} is not a config of grpo_relay.py or sft_warmup.py; give one of these.")
         kinds = sft if self.is_sft else grpo
         self.defaults = {item.name: item.default for kind in [*kinds, ModelConfig] for item in fields(kind)}
         unknown = [key for key in self.given if key not in self.defaults]

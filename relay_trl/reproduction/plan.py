@@ -86,7 +86,7 @@ class Reproduction:
                     f"{name} has neither GRPO nor a warm-up, so that nothing would be trained; name a warmup."
                 )
             if name in plan.runs and not setting.get("methods"):
-                raise ValueError(f"The run {name} has no methods, so that nothing would be evaluated.")
+                raise ValueError(f"The run {name} has no methods, so nothing would be evaluated.")
         return plan
 
     def do(self, title: str, result: Path, recipe: str, config: str | None = None, **options: Any) -> bool:

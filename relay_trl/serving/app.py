@@ -175,7 +175,7 @@ class RelayServer:
         if asked.max_tokens is not None and asked.max_tokens > room:
             raise ApiError(
                 400,
-                f"max_tokens is {asked.max_tokens}; behind a prompt of {length} tokens there is room for {room}.",
+                f"max_tokens is {asked.max_tokens}; after a prompt of {length} tokens there is room for {room}.",
                 "max_tokens",
                 "context_length_exceeded",
             )

@@ -49,13 +49,13 @@ def find_checkpoint(resume: str | bool | None, output_dir: str) -> str | None:
             )
         if fault := what_is_missing(folder):
             raise ValueError(
-                f"resume_from_checkpoint: {folder} is no whole checkpoint ({fault}); give another one, or auto."
+                f"resume_from_checkpoint: {folder} is not a whole checkpoint ({fault}); give another one, or auto."
             )
         return str(folder)
     found = [(int(m[1]), path) for path in Path(output_dir).glob("checkpoint-*") if (m := _CHECKPOINT.match(path.name))]
     for _, path in sorted(found, reverse=True):
         if fault := what_is_missing(path):
-            logger.warning("%s is passed over, as it is no whole checkpoint: %s.", path, fault)
+            logger.warning("%s is passed over, as it is not a whole checkpoint: %s.", path, fault)
             continue
         logger.info("Going on from %s.", path)
         return str(path)
@@ -121,7 +121,7 @@ def check_fits(folder: str, model: torch.nn.Module, processes: int):
             there, here = (f"shape {s[name]}" if name in s else "nothing of that name" for s in (theirs, ours))
             raise ValueError(
                 f"resume_from_checkpoint: {folder} was written by a run that trained another model or adapter: for {name} "
-                f"it has {there}, this run has {here}; set the model and the lora_ options as they were, or begin anew."
+                f"it has {there}, this run has {here}; set the model and the lora_ options as they were, or start over."
             )
     if mark["is_sharded"] and mark["processes"] != processes:
         raise ValueError(

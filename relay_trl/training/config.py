@@ -196,7 +196,7 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         if self.save_strategy == "steps" and self.save_steps >= 1 and steps > 1 and self.save_steps % steps:
             raise ValueError(
                 f"save_steps is {self.save_steps:g}, but the rollouts of one draw serve {steps} optimizer steps, and a run "
-                f"can go on only from between two draws; set save_steps to a multiple of {steps}."
+                f"can resume only between two draws; set save_steps to a multiple of {steps}."
             )
 
     def relay_config(self) -> RelayRules:

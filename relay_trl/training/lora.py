@@ -104,7 +104,7 @@ def load_merged(folder: str | Path, dtype: str | torch.dtype = "float32", **kwar
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"{folder} is an adapter of {base!r}, which can be had from no folder and not from the Hub ({reason}); put the "
+            f"{folder} is an adapter of {base!r}, which is neither in a folder nor on the Hub ({reason}); put the "
             f"model there, or set base_model_name_or_path in {path}."
         ) from error
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -103,7 +103,7 @@ class RelaySavingMixin(_Trainer):
                 raise
             raise OSError(
                 f"The checkpoint of step {self.state.global_step} could not be written to {folder} ({error}); make room, and "
-                "go on with resume_from_checkpoint: auto, which passes the half-written one over."
+                "resume with resume_from_checkpoint: auto, which skips the incomplete one."
             ) from error
         finally:
             self.args.save_total_limit = limit

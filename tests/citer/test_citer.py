@@ -263,7 +263,7 @@ def test_only_the_answer_is_graded(student, teacher, prompts):
 
 def test_a_teacher_that_fails_ends_the_labelling(student, prompts):
     away = ScriptedEngine(student.vocabulary, lambda context: EngineError("The teacher is away."), name="away")
-    with pytest.raises(EngineError, match="no label can be had: The teacher is away"):
+    with pytest.raises(EngineError, match="so there are no labels: The teacher is away"):
         label(student, away, references(student, prompts, ROWS))
 
 

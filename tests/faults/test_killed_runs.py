@@ -44,4 +44,4 @@ def test_they_were_killed_where_it_was_meant(found):
     assert found["when a checkpoint was whole"]["left"][-1] == "checkpoint-4"
     # The half-written one is passed over, and the one before it is still there, though one is to be kept
     assert found["while a checkpoint was written"]["left"] == ["checkpoint-2", "checkpoint-4"]
-    assert "checkpoint-4 is passed over, as it is no whole checkpoint" in found["stderr"]
+    assert "checkpoint-4 is passed over, as it is not a whole checkpoint" in found["stderr"]

@@ -311,7 +311,7 @@ def test_build_warmup_goes_on_where_it_was_stopped(launch, monkeypatch, tmp_path
     ("text", "said"),
     [
         (None, r"The config file .*config\.yaml does not exist"),
-        ("max_steps: [1", r"The config file is no valid YAML"),
+        ("max_steps: [1", r"The config file is not valid YAML"),
         ("- max_steps", r"must contain a YAML mapping"),
     ],
 )

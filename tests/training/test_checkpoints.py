@@ -72,7 +72,7 @@ def test_auto_takes_the_newest_whole_one(copy, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert find_checkpoint("auto", str(copy)) == str(copy / "checkpoint-2")
-        assert "checkpoint-3 is passed over, as it is no whole checkpoint" in caplog.text
+        assert "checkpoint-3 is passed over, as it is not a whole checkpoint" in caplog.text
         path.write_bytes(kept)
     assert find_checkpoint("auto", str(copy)) == str(copy / "checkpoint-3")
 
@@ -89,7 +89,7 @@ def test_one_that_is_named_must_be_there_and_whole(copy, tmp_path):
         find_checkpoint(str(copy / "checkpoint-9"), str(copy))
     (copy / "checkpoint-3" / "optimizer.pt").unlink()
     with pytest.raises(
-        ValueError, match=r"no whole checkpoint \(optimizer\.pt is missing\); give another one, or auto"
+        ValueError, match=r"not a whole checkpoint \(optimizer\.pt is missing\); give another one, or auto"
     ):
         find_checkpoint(str(copy / "checkpoint-3"), str(copy))
 
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(copy):
 def test_a_checkpoint_of_another_model_is_refused(copy):
     teacher = AutoModelForCausalLM.from_pretrained(ROOT / "data" / "arithmetic" / "teacher")
     with pytest.raises(
-        ValueError, match="was written by a run that trained another model or adapter: for .*or begin anew"
+        ValueError, match="was written by a run that trained another model or adapter: for .*or start over"
     ):
         check_fits(str(copy / "checkpoint-3"), teacher, 1)
 
@@ -276,7 +276,7 @@ def test_the_recipe_merges_what_was_trained(run, adapter_folder, tmp_path):
             "depth",
             r"was trained on another model than \S+/base is now \(\d+ weights such as \S+ are in one of them only\)",
         ),
-        ("base", r"is an adapter of '\S+/base', which can be had from no folder and not from the Hub"),
+        ("base", r"is an adapter of '\S+/base', which is neither in a folder nor on the Hub"),
     ],
 )
 def test_the_recipe_refuses_in_one_sentence(adapter_folder, tmp_path, monkeypatch, capsys, spoil, said):
