@@ -53,7 +53,6 @@ def helped_rows(tokenizer, size=16):
         {"packing": True, "packing_strategy": "bfd"},
         {"packing": True, "packing_strategy": "bfd_split"},
         {"packing": True, "packing_strategy": "wrapped"},
-        {"completion_only_loss": True},
         {"train_sampling_strategy": "group_by_length"},
     ],
     ids=str,
