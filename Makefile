@@ -66,7 +66,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(BASE)  ## train the small arithmetic pair and print the results table (no vLLM needed)
-	$(PY) recipes/quickstart.py
+	$(PY) -m relay_trl train recipes/pairs/arithmetic.yaml
 
 reproduce: $(BASE)  ## train and evaluate every setting of both embedded pairs with three seeds: over two hours; goes on where it was
 	$(PY) recipes/reproduce.py --plan recipes/configs/arithmetic/reproduce.yaml --jobs 2

@@ -1,7 +1,7 @@
 """Pushes a trained student, or a file of warm-up or filtered problems, to the Hub with a card made from the run.
 
     python recipes/push.py --model runs/arithmetic/grpo --repo_id me/my-student --private true \
-        --evaluations runs/arithmetic/evaluation/student runs/arithmetic/evaluation/grpo
+        --evaluations runs/arithmetic/evaluation/untrained runs/arithmetic/evaluation/relay
 """
 
 import json

@@ -1,7 +1,7 @@
 """Puts finished evaluations side by side: tables as Markdown, LaTeX and HTML, plots, and pages of rollouts to read.
 
-    python recipes/report.py runs/arithmetic/evaluation/student GRPO=runs/arithmetic/evaluation/grpo_baseline \
-        relay=runs/arithmetic/evaluation/grpo --output_dir runs/report
+    python recipes/report.py runs/arithmetic/evaluation/untrained GRPO=runs/arithmetic/evaluation/baseline \
+        relay=runs/arithmetic/evaluation/relay --output_dir runs/report
 
 RESULTS are output folders of recipes/evaluate.py or their answers*.jsonl, and .csv files of published figures. Name the run of
 the untrained student first, because gap and cost are measured from it. NAME= before a path renames the run.

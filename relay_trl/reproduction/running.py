@@ -41,7 +41,8 @@ def check_stages(stages: Iterable[Stage], wanted: Iterable[str] | None = None):
     for stage in by_name.values():
         if wanted is not None and stage.section not in wanted:
             continue
-        for each in stage.needs:
+        is_finished = stage.result is not None and stage.result.exists()
+        for each in () if is_finished else stage.needs:
             maker = by_name[each]
             is_made = maker.result is None or maker.result.exists() or wanted is None or maker.section in wanted
             if not is_made:

@@ -1,6 +1,6 @@
 """Runs recipes as a user would: each in its own process, and only if its result does not exist.
 
-Owns how a recipe is started. `recipes/quickstart.py` and `recipes/reproduce.py` choose the recipes.
+Owns how a recipe is started. `recipes/reproduce.py` chooses the recipes.
 """
 
 import json

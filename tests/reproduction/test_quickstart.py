@@ -14,10 +14,19 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def quickstart(out: Path) -> subprocess.CompletedProcess:
-    size = ["--max_steps", "3", "--rows", "256", "--size", "24"]
+def quickstart(out: Path, *more: str) -> subprocess.CompletedProcess:
+    size = ["grpo.max_steps=3", "warmup.dataset_size=256", "evaluate.limit=24", "sft.num_train_epochs=1"]
     return subprocess.run(
-        [sys.executable, "recipes/quickstart.py", "--output_dir", str(out), *size],
+        [
+            sys.executable,
+            "-m",
+            "relay_trl",
+            "train",
+            "recipes/pairs/arithmetic.yaml",
+            f"output_dir={out}",
+            *size,
+            *more,
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -43,7 +52,30 @@ def test_all_stages_run_and_are_kept(tmp_path):
 
     again = quickstart(out)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert again.stdout.count("kept") == 7 and "answers" not in again.stderr
+    assert again.stdout.count(": kept ") == 7
+    said = again.stdout
+    assert said.startswith("recipes/pairs/arithmetic.yaml: ") and said.splitlines()[-1].startswith(
+        "Next: relay-trl serve "
+    )
+    by_hand = (out / "configs/grpo.yaml").read_text().splitlines()[0]
+    assert by_hand.startswith(
+        "# Launch:  accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo_relay.py --config "
+    )
+
+    other = quickstart(out, "grpo.learning_rate=1")
+    assert (
+        other.returncode == 1
+        and "holds a run of the stage grpo" in other.stderr
+        and "learning_rate was" in other.stderr
+    )
+    (out / "warmup.jsonl").unlink()
+    shutil.rmtree(out / "sft")
+    lacking = quickstart(out, "--stages", "sft", "grpo")
+    assert (
+        lacking.returncode == 1
+        and "The stage sft takes" in lacking.stderr
+        and "add warmup to --stages" in lacking.stderr
+    )
 
 
 def reproduce(plan: Path, *options: str) -> subprocess.CompletedProcess:
