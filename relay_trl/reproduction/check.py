@@ -100,7 +100,7 @@ def problems(pair: Pair, stages: Sequence[Stage], wanted: Sequence[str] | None, 
     if asks_teacher and "://" not in pair.teacher:
         attempt(lambda: check_model(pair.teacher, "teacher"))
     if not found and asks_teacher:
-        attempt(lambda: check_together(pair))
+        attempt(lambda: check_together(pair.student, pair.teacher))
     for stage in running:
         attempt(lambda stage=stage: _check_data(stage))
         attempt(lambda stage=stage: _check_engines(pair, stage))
@@ -120,15 +120,15 @@ def problems(pair: Pair, stages: Sequence[Stage], wanted: Sequence[str] | None, 
     return found
 
 
-def check_together(pair: Pair):
+def check_together(student_name: str, teacher_name: str):
     """Refuses a student and a teacher that cannot exchange text.
 
     Raises:
         ValueError: with the reason and a remedy.
     """
-    if "://" in pair.teacher:
+    if "://" in teacher_name:
         return
-    student, teacher = _tokenizer(pair.student), _tokenizer(pair.teacher)
+    student, teacher = _tokenizer(student_name), _tokenizer(teacher_name)
     if student.get_vocab() == teacher.get_vocab():
         return
     for writer, reader, names in (
@@ -138,7 +138,7 @@ def check_together(pair: Pair):
         unread = [c for c in _characters(writer) if _is_unknown(reader, c)]
         if unread:
             raise ValueError(
-                f"{pair.student} and {pair.teacher} cannot work together: the {names[0]} writes {', '.join(map(repr, unread[:5]))}, for "
+                f"{student_name} and {teacher_name} cannot work together: the {names[0]} writes {', '.join(map(repr, unread[:5]))}, for "
                 f"which the {names[1]}'s vocabulary has no token. Take two models of one vocabulary, or a {names[1]} whose "
                 "tokenizer spells any text, as all byte-level ones do."
             )

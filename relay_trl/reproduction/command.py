@@ -74,7 +74,6 @@ def train(arguments: list[str]):
     """
     args = parse_arguments(arguments)
     check_file(args.pair, "PAIR")
-    print(f"Reading {args.pair} ...", end="\r", flush=True) if sys.stdout.isatty() else None
 
     from .check import check_hardware, refuse
     from .dry_run import print_plan
@@ -85,8 +84,7 @@ def train(arguments: list[str]):
     from .runs import Runs
     from .teacher_server import TeacherServer
 
-    profile = args.hardware
-    pair = load_pair(args.pair, profile, args.changes, args.student, args.teacher)
+    pair = load_pair(args.pair, args.hardware, args.changes, args.student, args.teacher)
     runs = Runs(pair, args.seeds, args.compare, args.stages)
     print(f"{runs.about()}\n")
     if args.dry_run:

@@ -20,7 +20,7 @@ from ..engines.checks import check_model
 from ..prompts import BOXED_TEMPLATE
 from ..run_files import write_atomically, write_jsonl
 from .check import check_together
-from .pair import Pair, Profile, count_gpus, slug
+from .pair import count_gpus, slug
 from .running import ROOT
 
 _PROBLEMS = ("problem", "question", "prompt", "input", "instruction")
@@ -84,7 +84,7 @@ def init(arguments: list[str]):
     if "://" in args.student:
         raise ValueError("student is a URL, but it is trained here; give a folder or a Hub id.")
     student, teacher = Model.of(args.student, "student"), Model.of(args.teacher, "teacher")
-    check_together(Pair(path, args.student, args.teacher, path, "", {}, {}, {}, {}, [], {}, {}, Profile("")))
+    check_together(args.student, args.teacher)
     write_atomically(path, _text(student, teacher, args.dataset, path))
     shown = os.path.relpath(path)
     print(

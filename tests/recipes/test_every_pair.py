@@ -197,3 +197,7 @@ def test_the_examples_that_are_left_are_of_recipes_that_are_there():
         first = path.read_text().splitlines()[0]
         assert first.startswith("# Launch:") and str(path.relative_to(ROOT)) in first
         assert yaml.safe_load(path.read_text())
+
+
+def test_the_yamls_stay_few():
+    assert sum(len(path.read_text().splitlines()) for path in (ROOT / "recipes").rglob("*.yaml")) < 900

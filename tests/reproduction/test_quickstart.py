@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def quickstart(out: Path, *more: str) -> subprocess.CompletedProcess:
-    size = ["grpo.max_steps=3", "warmup.dataset_size=256", "evaluate.limit=24", "sft.num_train_epochs=1"]
+    size = ["grpo.max_steps=3", "warmup.dataset_size=256", "evaluate.limit=24", "sft.max_steps=5"]
     return subprocess.run(
         [
             sys.executable,
