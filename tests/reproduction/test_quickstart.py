@@ -166,9 +166,10 @@ def test_a_reproduction_refuses_what_is_not_there(options, said, refused):
         ),
         (
             {"candidates": {"mine": {"warmup": "none_such"}}},
-            "mine names the warm-up none_such; the plan has random, none",
+            "mine names the warm-up none_such; the plan has searched, random, none",
         ),
         ({"runs": {"relay": {}}}, "run relay has no methods"),
+        ({"runs": {"mine": {"grpo": None, "methods": ["relay"]}}}, "mine has neither GRPO nor a warm-up"),
         ({"warmups": {"random": {"data": "other"}}}, "random takes its data from other, which"),
     ],
 )
