@@ -137,8 +137,7 @@ class CallSearch:
         grader: Grader,
         is_caller: bool = False,
     ):
-        if student.vocabulary is None:
-            raise ValueError(f"The student {student.name!r} gives no token ids, which a search needs.")
+        assert student.vocabulary is not None  # `warmup_rows` refuses others
         self._student, self._teacher, self._grader = student, teacher, grader
         self._vocabulary: Vocabulary = student.vocabulary
         self._relay_rules, self._rules = relay_rules, rules
@@ -180,7 +179,10 @@ class CallSearch:
         """The call of `n` tokens at `place` of an answer, or, right behind what its last call, `asked`, brought, that call with a
         larger n: one request where two would do the same.
         """
-        behind = place - (trace.num_tokens - len(trace.spans[-1].ids))
+        ids = trace.spans[-1].ids
+        behind = place - (trace.num_tokens - len(ids))
+        while behind and self._vocabulary.decode(ids[:behind]).endswith("\ufffd"):  # not inside a character
+            place, behind, n = place - 1, behind - 1, n + 1
         if asked is not None and self._gives_scores and behind <= self._rules.gap:
             trace, place, n = asked.trace, asked.place, trace.calls[-1].delivered + behind + n
         n = min(n, self._rules.max_call_tokens or n)
@@ -265,28 +267,24 @@ class CallSearch:
             return None
         tags = (self._relay_rules.syntax.open_tag, self._relay_rules.syntax.close_tag)
         context = teacher_context(prompt.teacher, trace, self._vocabulary, self._teacher, tags)
-        theirs, logprobs, last = self._teacher.vocabulary, None, []
-        if (
-            theirs is not None
-            and is_ids(context)
-            and is_ids(prompt.teacher)
-            and isinstance(self._teacher, ScoringEngine)
-        ):
+        teacher, theirs, start = self._teacher, self._teacher.vocabulary, prompt.teacher
+        if isinstance(teacher, ScoringEngine) and theirs is not None and is_ids(context) and is_ids(start):
             is_shared = self._vocabulary.foreign_to(theirs, tags) is not None
             last = trace.spans[-1].ids[-1:] if trace.stop is StopReason.EOS and is_shared else []
-            logprobs = await self._teacher.score(context + last, len(prompt.teacher))
-        if logprobs is None or theirs is None:
-            if self._gives_scores:  # another problem's search may have told meanwhile
-                self._gives_scores = False
-                logger.warning(
-                    f"{self._teacher.name} gives no probabilities of a text; calls are searched for by what comes out."
+            logprobs = await teacher.score(context + last, len(start))
+            if logprobs is not None:
+                found.teacher_read += len(context) + len(last)
+                scores = [math.exp(p) for p in logprobs]
+                kept = trace.kept_ids
+                return (
+                    scores if last else [*aligned(kept, self._vocabulary, context[len(start) :], scores, theirs), 1.0]
                 )
-            return None
-        found.teacher_read += len(context) + len(last)
-        scores = [math.exp(p) for p in logprobs]
-        if last:
-            return scores
-        return [*aligned(trace.kept_ids, self._vocabulary, context[len(prompt.teacher) :], scores, theirs), 1.0]
+        if self._gives_scores:  # another problem's search may have told meanwhile
+            self._gives_scores = False
+            logger.warning(
+                f"{teacher.name} gives no probabilities of a text; calls are searched for by what comes out."
+            )
+        return None
 
 
 def _reach(is_open: Sequence[bool], first: int, gap: int) -> int:

@@ -188,7 +188,7 @@ async def warmup_rows(
                 return _random_row(row, trace, vocabulary, config, random.Random(f"{config.seed}/{number}"))
             found = await search.search(prompt, row["answer"], seed)
             outcome = "unsolved" if found.trace is None else "own" if found.is_own else "helped"
-            made = None if found.trace is None else _row(row, found.trace, config)
+            made = None if found.trace is None else _row(row, found.trace, vocabulary, config)
             counts = {
                 "tries": found.tries,
                 "teacher_written": found.teacher_written,
@@ -224,11 +224,11 @@ def _random_row(row: dict, trace: Trace, vocabulary: Vocabulary, config: WarmupC
     )
     text = vocabulary.decode(ids)
     span = Span(Author.STUDENT, [*ids, trace.completion_ids[-1]], text)
-    return {**entry, "outcome": "random", "row": _row(row, Trace(trace.prompt_ids, [span]), config)}
+    return {**entry, "outcome": "random", "row": _row(row, Trace(trace.prompt_ids, [span]), vocabulary, config)}
 
 
-def _row(row: dict, trace: Trace, config: WarmupConfig) -> dict:
-    text = trace.text
+def _row(row: dict, trace: Trace, vocabulary: Vocabulary, config: WarmupConfig) -> dict:
+    text = vocabulary.decode(trace.completion_ids[:-1])
     return {
         "prompt": row["prompt"],
         "completion": text,

@@ -168,6 +168,33 @@ def test_one_call_grows_where_two_would_stand_side_by_side():
     assert entry["row"]["completion"] == "2*3=<call>1</call>6;<call>1</call>6+4=10;#10"
 
 
+def test_a_call_never_parts_a_character():
+    vocabulary = Vocabulary(kinds.byte_level())
+    wrong, right = vocabulary.encode("so 🙂 #11"), vocabulary.encode("so 🙃 #10")
+    inside = next(k for k, (a, b) in enumerate(zip(wrong, right, strict=True)) if a != b)
+    assert vocabulary.decode(right[:inside]).endswith("\ufffd")
+    start = len(vocabulary.encode(PROBLEM))
+
+    def script(context):
+        so_far = context[start:]
+        rest = right if so_far[: inside + 1] == right[: len(so_far)][: inside + 1] and len(so_far) > inside else wrong
+        return [*rest[len(so_far) :], vocabulary.eos_id]
+
+    teacher = ScriptedEngine(
+        vocabulary,
+        lambda context: [*right[len(context) - start :], vocabulary.eos_id],
+        "teacher",
+        scores=lambda ids, begin: [
+            -9.0 * (token != other) for token, other in zip(ids[begin:], [*right, vocabulary.eos_id], strict=True)
+        ],
+    )
+    (entry,) = search(ScriptedEngine(vocabulary, script, "student"), teacher, gap=0).values()
+    row = entry["row"]
+    assert entry["outcome"] == "helped" and row["completion"].startswith("so <call>")
+    assert vocabulary.decode(row["completion_ids"][:-1]) == row["completion"] and "\ufffd" not in row["completion"]
+    assert row["completion"].endswith("#10")
+
+
 def test_what_the_student_can_do_is_left_alone_and_costs_no_teacher_token():
     student = ScriptedEngine(LETTERS, lambda context: goes_on(LETTERS.decode(context), LETTERS), "student")
     (entry,) = search(student, right_teacher()).values()

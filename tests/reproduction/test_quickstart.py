@@ -145,7 +145,7 @@ def refused(monkeypatch, capsys):
     [
         (
             ["recipes/configs/arithmetic/reproduce.yaml", "--runs", "relay", "magic"],
-            "no run magic; it has searched, relay, ",
+            "no run magic; it has searched, searched_grpo, relay, ",
         ),
         (["none.yaml"], "the file none.yaml does not exist"),
         (["recipes/configs/arithmetic/reproduce.yaml", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
