@@ -10,6 +10,7 @@ calling process. It exists for speed, and for what math-verify 0.9 gets wrong or
   `\mathrm{}` and a closed list of unit words are dropped. Two different units are *not* told apart;
 - a number in base 8 does not equal the same digits in base 9 (without a subscript it does);
 - `62.5` for `62.5\%` is right, as it is for whole numbers in math-verify;
+- colour, bold and currency commands, unicode's fractions, powers and roots, `2*pi*r`, and `Option E` for `E`;
 - gold answers in words (`\text{east}`) are compared as words: math-verify reads words as products of letters.
 
 As in math-verify, letters are compared without regard to case, and `2x+3` is right for `y=2x+3`.
@@ -19,14 +20,24 @@ import re
 from decimal import Decimal
 from functools import lru_cache
 
+# "1 234 567" with thin or unbreakable blanks; an ordinary blank may stand between two numbers
+_THIN = re.compile("(?<=\\d)[\u00a0\u2006\u2007\u2008\u2009\u200a\u202f](?=\\d{3}(?!\\d))")
+_FRACTIONS = dict(
+    zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒", "12 13 23 14 34 15 25 35 45 16 56 17 18 38 58 78 19 1/10".split(), strict=True)
+)
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _UNICODE = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "≤": r"\le "}
     | {"≥": r"\ge ", "∪": r"\cup ", "±": r"\pm ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "％": "%", "，": ","}
+    | {"θ": r"\theta ", "⁄": "/", "∕": "/", "∗": "*", "⋅": r"\cdot ", "∙": r"\cdot ", "≠": r"\ne ", "∩": r"\cap "}
+    | {"∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "≈": r"\approx ", "“": '"', "”": '"', "\u2212": "-"}
 )
 _UNIT_WORD = (
     r"(?:degrees?|dollars?|cents?|euros?|pounds?|inch(?:es)?|foot|feet|yards?|miles?|(?:centi|milli|kilo)?met(?:er|re)s?"
     r"|(?:kilo)?grams?|(?:milli)?lit(?:er|re)s?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|units?"
-    r"|cm|mm|km|kg|mg|ml|ft|lbs?|mph|hrs?|mins?|secs?|rad(?:ian)?s?|people|students?|apples?|times|points?|eggs?|USD)"
+    r"|cm|mm|km|kg|mg|ml|ft|lbs?|mph|hrs?|mins?|secs?|rad(?:ian)?s?|people|students?|apples?|times|points?|eggs?|rupees?|yen|yuan|pesos?|francs?|kron(?:er|or|a)|USD|EUR|GBP|JPY|INR|CNY|CHF)"
 )
 _POWER = r"(?:\s*\^\s*(?:\{?-?\d\}?))?"
 # A word that scales or changes the number is not a unit, nor is a letter that can be a variable or a constant.
@@ -38,9 +49,28 @@ _UNITS = re.compile(
     rf"(?<![\s~/])(?:[\s~/]|\\cdot)*+(?:{_TEXT_UNIT}{_POWER}|(?<=[\d\s)}}])"
     rf"(?:(?:square|cubic|sq|cu)\.?\s+)?\b{_UNIT_WORD}\b{_POWER}(?:\s*(?:/|\bper\b)\s*[A-Za-z]+)?)\s*$"
 )
+_COLOUR = r"\\(?:textcolor|colorbox|color)\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}"
+_BOLD = (
+    r"\\(?:(?:mathbf|textbf|bm|boldsymbol|pmb|textit|emph|underline|ensuremath|mathsf|textsf|texttt|mathtt)(?=\s*\{)"
+    r"|(?:bf|bfseries|boldmath|it|itshape|em|Large|LARGE|large|huge|Huge)(?![a-zA-Z]))"
+)
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (_COLOUR, ""),
+        (r"\\(?:textbf|textit|emph|underline|mathbf)\s*\{(?=\s*\(?[A-Za-z][A-Za-z \-']+\)?\s*\})", r"\\text{"),
+        (_BOLD, ""),
+        (r"^\*\*(?=\S)(.*\S)\*\*$", r"\1"),
+        (
+            r"[€£¥₹₩₽₺₫₪¢]|\\(?:euro|pounds|textsterling|texteuro|yen|textyen|mathsterling)(?![a-zA-Z])|(?<![A-Za-z])Rs\.?(?=\s*\d)",
+            "",
+        ),
+        (r"^(?:\\text\s*\{)?\s*(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s*:?\s*\(?([A-Z])\)?\s*\}?$", r"\1"),
+        (r"(?<![A-Za-z\\])(pi|theta|alpha|beta)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
+        (r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({\-])", "^"),
+        (r"(?<=[\w)}])\s*\*\s*(?=[\w({\\\-])", r" \\cdot "),
         (r"\\(?:left|right)\s*\.", ""),
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
         (r"\\!\s*", ""),
@@ -70,10 +100,59 @@ _PLAIN = re.compile(
 )
 
 
+def _unicode_mathematics(answer: str) -> str:
+    """Unicode's fractions, powers, indices and roots in LaTeX."""
+    if answer.isascii():
+        return answer
+    for sign, digits in _FRACTIONS.items():
+        top, bottom = digits.split("/") if "/" in digits else digits
+        answer = answer.replace(sign, rf"\frac{{{top}}}{{{bottom}}}")
+    for mark, table in (("^", _RAISED), ("_", _LOWERED)):
+        run = f"[{''.join(table)}]+"
+        answer = re.sub(
+            run, lambda m, table=table, mark=mark: mark + "{" + "".join(table[c] for c in m[0]) + "}", answer
+        )
+    for sign, command in _ROOTS.items():
+        if sign in answer:
+            answer = re.sub(rf"{sign}\s*\(([^()]*)\)", lambda m, command=command: rf"{command}{{{m[1]}}}", answer)
+            answer = re.sub(
+                rf"{sign}\s*(\d+(?:\.\d+)?|[A-Za-z]|(?={{))",
+                lambda m, command=command: rf"{command}{{{m[1]}}}" if m[1] else command,
+                answer,
+            )
+    return answer
+
+
+def _without_braces(answer: str) -> str:
+    """`42` for `{42}` and `{\bf 42}`."""
+    while answer.startswith("{") and answer.endswith("}") and not answer.endswith("\\}"):
+        depth = 0
+        for k, char in enumerate(answer):
+            depth += (char == "{") - (char == "}")
+            if depth == 0 and k < len(answer) - 1:
+                return answer
+        answer = answer[1:-1].strip()
+    return answer
+
+
+def parts(answer: str) -> list[str]:
+    """A normalised answer of several values, one by one; itself where it is one value, an interval or a point."""
+    inner = re.sub(r"^\\\{(.*)\\\}$", r"\1", answer)
+    pieces, depth = [""], 0
+    for char in re.sub(r"\\text\s*\{\s*(?:and|or)\s*\}", ",", inner):
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += char
+    pieces = [piece.strip() for piece in pieces if piece.strip()]
+    return [answer] if len(pieces) < 2 or _PLAIN.fullmatch(answer) else pieces
+
+
 @lru_cache(maxsize=4096)
 def normalise(answer: str) -> str:
     """Rewrites an answer into the form that is compared and given to math-verify (see the module's docstring)."""
-    answer = answer.strip().translate(_UNICODE)
+    answer = _unicode_mathematics(_THIN.sub(",", answer.strip())).translate(_UNICODE)
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
     answer = answer.strip().rstrip(".,;:").strip()
@@ -82,6 +161,7 @@ def normalise(answer: str) -> str:
         if shorter == answer or not any(c.isdigit() for c in shorter):
             break
         answer = shorter
+    answer = _without_braces(answer)
     # "35" is not "3 5". All other blanks can go, except one after a command ("\pi x").
     return re.sub(r"\s+", " ", answer)
 

@@ -9,13 +9,32 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from relay_trl.grading.forms import compare_cheaply, normalise
+from relay_trl.grading.forms import compare_cheaply, normalise, parts
 from relay_trl.grading.worker import WorkerPool
 
 # No benchmark has a gold answer of more than a few hundred characters, so longer answers are not parsed.
 MAX_ANSWER_CHARS = 2_000
 
 _BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:(\{)|([^\s{}$\\]+))|\\.|[{}]", re.DOTALL)
+
+
+def boxed(text: str) -> list[str]:
+    r"""The contents of the complete `\boxed{...}` and `\fbox{...}` of a text, and of `\boxed 5`, in the order in which they begin."""
+    # One pass with a stack; a search per box would be quadratic in a text of unclosed boxes.
+    stack: list[tuple[int, int]] = []
+    found: list[tuple[int, str]] = []
+    for token in _BOX_TOKENS.finditer(text):
+        if token[2] is not None:
+            found.append((token.start(), token[2]))
+        elif token[1] is not None:
+            stack.append((token.start(), token.end()))
+        elif token[0] == "{":
+            stack.append((-1, -1))
+        elif token[0] == "}" and stack:
+            start, inside = stack.pop()
+            if start >= 0:
+                found.append((start, text[inside : token.start()].strip()))
+    return [content for _, content in sorted(found)]
 
 
 def last_boxed(text: str) -> str | None:
@@ -27,23 +46,11 @@ def last_boxed(text: str) -> str | None:
             Any text, with or without boxes.
 
     Returns:
-        `str` or `None`: The content of the `\boxed{...}` or `\fbox{...}` that *begins* last among those with balanced
-        braces (so the inner one of two nested boxes), or what follows a `\boxed 5` without braces. `None` without a box.
+        `str` or `None`: The content of the box that *begins* last among those with balanced braces (so the inner one of two
+        nested boxes) and with something in them; `""` if all are empty, `None` without a box.
     """
-    # One pass with a stack; a search per box would be quadratic in a text of unclosed boxes.
-    stack, best, answer = [], -1, None
-    for token in _BOX_TOKENS.finditer(text):
-        if token[2] is not None:
-            best, answer = token.start(), (token.end(2) - len(token[2]), token.end(2))
-        elif token[1] is not None:
-            stack.append((token.start(), token.end()))
-        elif token[0] == "{":
-            stack.append((-1, -1))
-        elif token[0] == "}" and stack:
-            start, inside = stack.pop()
-            if start > best:
-                best, answer = start, (inside, token.start())
-    return None if answer is None else text[answer[0] : answer[1]].strip()
+    contents = boxed(text)
+    return next((content for content in reversed(contents) if content), "" if contents else None)
 
 
 def final_answer(text: str, marker: str | None = None) -> str | None:
@@ -57,13 +64,26 @@ def final_answer(text: str, marker: str | None = None) -> str | None:
             Text before the answer, for instance `"####"`. `None`: the answer is the last box.
 
     Returns:
-        `str` or `None`: The last box ([`last_boxed`]), or what follows the last `marker` up to the end of that line,
-        stripped. `None` if the text has no box or no marker.
+        `str` or `None`: The last box ([`last_boxed`]), or the first line with something in it behind the last `marker`,
+        without a colon in front of it and without emphasis; a box in that line is the answer. `None` if the text has no box or
+        no marker.
     """
     if marker is None:
         return last_boxed(text)
-    _, found, rest = text.rpartition(marker)
-    return rest.split("\n", 1)[0].strip() if found else None
+    before, found, rest = text.rpartition(marker)
+    if not found:
+        return None
+    rest = rest.lstrip(" \t:*_" if rest.lstrip(" \t*_").startswith(":") else " \t").lstrip()
+    line = rest.split("\n", 1)[0].strip()
+    if "\\boxed" in line or "\\fbox" in line:
+        return last_boxed(rest if last_boxed(line) is None else line)
+    # "**#### 42**": what closes an emphasis that was opened in front of the marker
+    opened = re.search(r"(\*\*|__|\*|_)\s*$", before)
+    if opened and (line.endswith(opened[1]) or line.startswith(opened[1])):
+        line = line.removesuffix(opened[1]).removeprefix(opened[1]).strip()
+    if whole := re.fullmatch(r"(\*\*|__|\*|_|`)(?!\s)(.*?\S)\1[.,;:]?", line):
+        line = whole[2]
+    return line.strip()
 
 
 class Grader:
@@ -125,15 +145,11 @@ class Grader:
         open_pairs: dict[tuple[str, str], bool | None] = {}
         unsettled: list[tuple[int, list[tuple[str, str]]]] = []
         for row, (text, gold) in enumerate(zip(texts, golds, strict=True)):
-            answer = final_answer(text, self.marker)
             verdict, pairs = False, []
-            if answer and len(answer) <= MAX_ANSWER_CHARS:
-                answer = normalise(answer)
-                for alternative in self._alternatives(gold):
+            for alternative in self._alternatives(gold):
+                for answer in self._answers(text, alternative):
                     settled = compare_cheaply(answer, alternative)
-                    if settled:
-                        verdict = True
-                        break
+                    verdict = verdict or settled is True
                     if settled is None:
                         pairs.append((answer, alternative))
             verdicts.append(verdict)
@@ -146,6 +162,15 @@ class Grader:
                 verdicts[row] = any(outcome[pair] for pair in pairs)
                 self.timeouts += not verdicts[row] and any(outcome[pair] is None for pair in pairs)
         return verdicts
+
+    def _answers(self, text: str, gold: str) -> list[str]:
+        """The normalised final answer, and, for a gold of several values, as many last boxes as it has values, as a set."""
+        answer = final_answer(text, self.marker)
+        count = len(parts(gold)) if self.marker is None else 1
+        boxes = [box for box in boxed(text) if box][-count:] if count > 1 else []
+        together = ", ".join(boxes) if len(set(boxes)) == count else None
+        found = [one for one in (answer, together) if one and len(one) <= MAX_ANSWER_CHARS]
+        return [normalise(one) for one in dict.fromkeys(found)]
 
     def is_gradable(self, gold) -> bool:
         r"""
