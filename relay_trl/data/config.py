@@ -10,6 +10,8 @@ from .decontamination import decontaminate
 from .registry import REPORTED
 from .sources import load_rows
 
+_AND = " + "
+
 
 @dataclass
 class DataConfig:
@@ -17,6 +19,12 @@ class DataConfig:
 
     Args:
         dataset (`str`): a registered set (see `data/registry.py`), `"arithmetic"`, `"lookups"`, a file, or a Hub dataset.
+            Several are put together; `source` then says where a row is from.
+        dataset_weights (`list[float]`, *optional*): share of the rows that come from each of several sets, as many rows as
+            there are without taking one twice; `None` takes all rows of each.
+        dataset_config (`str`, *optional*): config of a Hub dataset.
+        dataset_streaming (`bool`, defaults to `False`): take the first `dataset_size` rows (of each set) and read no further,
+            for sets of any size.
         data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
         dataset_split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
         dataset_size (`int`, *optional*): number of rows to use, chosen by `dataset_seed`; `None` uses all.
@@ -30,7 +38,17 @@ class DataConfig:
     """
 
     dataset: str = field(
-        metadata={"help": "Registered set, 'arithmetic', a .jsonl/.csv/.parquet file or a Hub dataset."}
+        metadata={
+            "help": "Registered set, 'arithmetic', a .jsonl/.csv/.parquet file or a Hub dataset; or several of them.",
+            "nargs": "+",
+        }
+    )
+    dataset_weights: list[float] | None = field(
+        default=None, metadata={"help": "Share of the rows from each of several sets (default: all of each)."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Config of a Hub dataset that has several."})
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Take the first dataset_size rows of a set and read no further."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with local copies of registered sets."})
     dataset_split: str | None = field(default=None, metadata={"help": "Split of a Hub dataset or of 'arithmetic'."})
@@ -46,29 +64,75 @@ class DataConfig:
     validation_size: int = field(default=256, metadata={"help": "Rows to validate on."})
 
     def __post_init__(self):
+        if isinstance(self.dataset, list):
+            self.dataset = _AND.join(self.dataset)
+        weights = self.dataset_weights
+        if weights is not None and (len(weights) != len(self.sets) or not all(w > 0 for w in weights)):
+            raise ValueError(
+                f"dataset_weights is {weights} for {len(self.sets)} sets; give one number above 0 for each of {self.dataset}."
+            )
+        if self.dataset_streaming and self.dataset_size is None:
+            raise ValueError("dataset_streaming is set and dataset_size is not; say how many rows to take.")
         for name in ("dataset_size", "validation_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
-        reported = [name for name in (self.dataset, self.validation) if name in REPORTED]
+        reported = [name for name in (*self.sets, self.validation) if name in REPORTED]
         if reported:
             raise ValueError(
                 f"{reported[0]!r} is a benchmark that results are reported on; training and choosing "
                 f"checkpoints must not see it. Use another set than {', '.join(REPORTED)}."
             )
 
+    @property
+    def sets(self) -> list[str]:
+        """The names in `dataset`."""
+        return self.dataset.split(_AND)
+
     def load(self) -> list[dict]:
-        """The training rows, see [`~relay_trl.data.sources.load_rows`]; with `decontaminate`, without those of benchmarks."""
-        rows = load_rows(
-            self.dataset,
-            self.data_dir,
-            self.dataset_split,
-            self.dataset_size,
-            self.dataset_seed,
-            self.problem_column,
-            self.answer_column,
-        )
+        """The training rows, see [`~relay_trl.data.sources.load_rows`], without those of benchmarks where that is asked for.
+
+        Raises:
+            ValueError: a set has fewer rows than its weight asks of it.
+        """
+        sets = self.sets
+        limit = self.dataset_size if len(sets) == 1 or self.dataset_streaming else None
+        parts = [
+            load_rows(
+                name,
+                self.data_dir,
+                self.dataset_split,
+                limit,
+                self.dataset_seed,
+                self.problem_column,
+                self.answer_column,
+                self.dataset_config,
+                self.dataset_streaming,
+            )
+            for name in sets
+        ]
+        rows = parts[0] if len(sets) == 1 else self._mixed(parts)
         return decontaminate(rows, self.dataset, self.data_dir) if self.decontaminate else rows
+
+    def _mixed(self, parts: list[list[dict]]) -> list[dict]:
+        rng = random.Random(self.dataset_seed)
+        named = [[{**row, "source": name} for row in part] for name, part in zip(self.sets, parts, strict=True)]
+        if self.dataset_weights is not None:
+            shares = [weight / sum(self.dataset_weights) for weight in self.dataset_weights]
+            most = min(len(part) / share for part, share in zip(named, shares, strict=True))
+            total = int(most) if self.dataset_size is None else self.dataset_size
+            counts = [round(total * share) for share in shares]
+            for name, part, count in zip(self.sets, named, counts, strict=True):
+                if count > len(part):
+                    raise ValueError(
+                        f"{name} has {len(part)} rows, and dataset_size={total} with dataset_weights={self.dataset_weights} "
+                        f"asks {count} of it; lower dataset_size to {int(most)}."
+                    )
+            named = [rng.sample(part, count) for part, count in zip(named, counts, strict=True)]
+        columns = dict.fromkeys(key for part in named for row in part[:1] for key in row)
+        rows = [{**dict.fromkeys(columns), **row} for part in named for row in part]
+        rng.shuffle(rows)
+        return rows if self.dataset_weights is not None else rows[: self.dataset_size]
 
     def load_with_validation(self) -> tuple[list[dict], list[dict]]:
         """Training rows and validation rows, without common rows.
