@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .call_bias import Piece, next_piece
-from .call_syntax import CallSyntax, Command, tokens_until
-from .engines.base import Context, Engine, EngineError, FinishReason, Generation, Sampling
+from .call_syntax import CallSyntax
+from .engines.base import Context, Engine, EngineError, FinishReason, Sampling
+from .spans import add_student, add_words, open_ids
 from .streaming import Feed, Listener
-from .trace import Author, Call, Outcome, Span, StopReason, Trace
-from .translation import is_ids, teacher_context, teacher_ids
+from .trace import Author, Outcome, Span, StopReason, Trace
+from .translation import has_shared_ids, is_ids, teacher_context, teacher_ids
 from .vocabulary import Vocabulary
 
 
@@ -113,6 +114,7 @@ async def relay(
         raise EngineError(f"The student {student.name!r} returns no token ids; use an engine that does (see engines/).")
     trace = trace or Trace([])
     trace.prompt_ids = list(prompt.student)
+    feed = Feed(listener, vocabulary) if listener else None
     turn = 0
     while trace.stop is None:
         left = config.max_completion_tokens - trace.num_tokens
@@ -123,19 +125,19 @@ async def relay(
         sampling = replace(config.student, seed=turn_seed(seed, turn))
         if piece.logit_bias:
             sampling = replace(sampling, logit_bias={**(sampling.logit_bias or {}), **piece.logit_bias})
-        feed = Feed(listener, Author.STUDENT, student, asked) if listener else None
+        opened = open_ids(trace.spans, vocabulary)
+        said = len(trace.spans[-1].text) if trace.spans and trace.spans[-1].author is Author.STUDENT else 0
+        said -= len(vocabulary.unfinished(opened)) if said else 0
+        # An engine of somebody's own that cannot stream serves whoever does not ask for it
+        heard = {} if feed is None else {"on_tokens": feed.begin(Author.STUDENT, student, asked, opened)}
         written = await student.generate(
-            prompt.student + trace.completion_ids,
-            max_tokens=asked,
-            stop=piece.stop,
-            sampling=sampling,
-            **_to(feed),
+            prompt.student + trace.completion_ids, max_tokens=asked, stop=piece.stop, sampling=sampling, **heard
         )
         turn += 1
         trace.student_read.add(written.prompt_tokens, written.cached_tokens)
-        command = _add_student(trace, written, vocabulary, config.syntax)
+        command = add_student(trace, written, vocabulary, config.syntax)
         if feed is not None:
-            feed.close(written.text, len(written.ids or ()))
+            feed.close(trace.spans[-1].text[said:], len(written.ids or ()), open_ids(trace.spans, vocabulary))
         left -= len(written.ids or ())
         if written.finish is FinishReason.EOS:
             trace.stop = StopReason.EOS
@@ -143,8 +145,10 @@ async def relay(
             trace.stop = StopReason.LENGTH
         elif command is not None and teacher is not None and is_open:
             sampling = replace(config.teacher, seed=turn_seed(seed, turn))
-            await ask_teacher(trace, prompt, vocabulary, teacher, config, left, sampling, listener)
+            await ask_teacher(trace, prompt, vocabulary, teacher, config, left, sampling, feed)
             turn += 1
+    if feed is not None:
+        feed.end()
     return trace
 
 
@@ -162,39 +166,6 @@ def _teacher_budget(trace: Trace, config: RelayRules) -> int:
     return most - trace.teacher_tokens
 
 
-def _to(feed: Feed | None) -> dict[str, Any]:
-    # Passed only if needed, so that an engine without streaming can be used too
-    return {} if feed is None else {"on_tokens": feed}
-
-
-def _add_student(trace: Trace, written: Generation, vocabulary: Vocabulary, syntax: CallSyntax) -> Command | None:
-    """Appends what the student wrote. Returns the command that its last token completes, if there is one."""
-    if not written.ids:
-        raise EngineError("The student's engine returned no token ids; a student's must, at least one per request.")
-    ids = written.ids[:-1] if written.finish is FinishReason.EOS else written.ids
-    if not trace.spans or trace.spans[-1].author is not Author.STUDENT:
-        trace.spans.append(Span(Author.STUDENT, [], "", logprobs=[]))
-    span = trace.spans[-1]
-    seen = len(syntax.find(span.text))
-    span.ids = span.ids + written.ids
-    span.text += vocabulary.decode(ids)
-    if span.logprobs is not None and written.logprobs is not None:
-        span.logprobs = span.logprobs + written.logprobs
-    else:
-        span.logprobs = None
-    commands = syntax.find(span.text)
-    content = span.ids[: len(span.ids) - (len(written.ids) - len(ids))]
-    span.kept_ids = syntax.remove_from_ids(content, span.text, vocabulary)
-    span.kept_text = syntax.remove(span.text)
-    span.removed = len(content) - len(span.kept_ids)
-    span.malformed = syntax.count_malformed(span.text)
-    before = trace.num_tokens - len(span.ids)
-    for command in commands[seen:]:
-        trace.calls.append(Call(before + tokens_until(content, span.text, command.end, vocabulary), command.n))
-    ends_in_last_token = commands[seen:] and commands[-1].end > len(span.text) - len(vocabulary.decode(ids[-1:]))
-    return commands[-1] if ends_in_last_token else None
-
-
 async def ask_teacher(
     trace: Trace,
     prompt: RelayPrompt,
@@ -203,13 +174,14 @@ async def ask_teacher(
     config: RelayRules,
     left: int,
     sampling: Sampling,
-    listener: Listener | None = None,
+    feed: Feed | None = None,
 ):
     """Answers the trace's last call: the teacher gets the text without commands, and its answer is appended.
 
     Args:
         trace ([`Trace`]): changed in place. Its last call has no answer yet.
         left (`int`): completion tokens that are left of the budget.
+        feed ([`Feed`], *optional*): of the rollout's listener.
     """
     call = trace.calls[-1]
     tags = (config.syntax.open_tag, config.syntax.close_tag)
@@ -219,10 +191,14 @@ async def ask_teacher(
     call.granted = max(0, min(*limits, _teacher_budget(trace, config)))
     if call.granted == 0:
         return
-    feed = Feed(listener, Author.TEACHER, teacher, call.granted) if listener else None
+    heard: dict[str, Any] = {}
+    if feed is not None:
+        shared = has_shared_ids(vocabulary, teacher, tags)
+        opened = open_ids(trace.spans, vocabulary)
+        heard = {"on_tokens": feed.begin(Author.TEACHER, teacher, call.granted, opened, shared)}
     started = time.perf_counter()
     try:
-        answer = await teacher.generate(context, call.granted, sampling=sampling, **_to(feed))
+        answer = await teacher.generate(context, call.granted, sampling=sampling, **heard)
         trace.teacher_read.add(answer.prompt_tokens, answer.cached_tokens)
         ids, is_ended = teacher_ids(answer, vocabulary, teacher, tags, call.granted)
         call.outcome = Outcome.ANSWERED
@@ -237,14 +213,14 @@ async def ask_teacher(
         ids, is_ended = teacher_ids(error.written, vocabulary, teacher, tags, call.granted)[0], False
     finally:
         call.wait_s = time.perf_counter() - started
+    if feed is not None and teacher.vocabulary is None and len(feed.words) > len(vocabulary.decode(ids)):
+        ids = vocabulary.encode(feed.words)  # what a listener was told stays
     is_ended = is_ended and len(ids) <= left  # an answer that is cut has not ended
     ids = ids[:left]
     call.delivered = len(ids)
-    if ids:
-        text = vocabulary.decode(ids)
-        trace.spans.append(Span(Author.TEACHER, ids, text, kept_ids=ids, kept_text=text))
+    add_words(trace, Author.TEACHER, ids, vocabulary)
     if feed is not None:
-        feed.close(vocabulary.decode(ids), len(ids))
+        feed.close(trace.spans[-1].text if ids else "", len(ids), open_ids(trace.spans, vocabulary))
     left -= len(ids)
     if is_ended and config.is_ended_by_teacher and left > 0:
         trace.spans.append(Span(Author.CLOSING, [vocabulary.eos_id], ""))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from .engines.base import Context, Engine, EngineError, FinishReason, Generation
+from .spans import open_ids
 from .trace import Trace
-from .vocabulary import Vocabulary
+from .vocabulary import UNFINISHED, Vocabulary
 
 
 def teacher_context(
@@ -22,16 +23,20 @@ def teacher_context(
     if is_ids(prompt) and teacher.vocabulary is not None:
         foreign = vocabulary.foreign_to(teacher.vocabulary, tags)
         if foreign is None:
-            return prompt + teacher.vocabulary.encode(trace.answer)
+            unfinished = vocabulary.unfinished(open_ids(trace.spans, vocabulary))
+            return prompt + teacher.vocabulary.encode(trace.answer.removesuffix(unfinished))
         kept = trace.kept_ids
         if foreign:  # a malformed command may leave a tag that is one token only in the student's vocabulary
             spelled = {i: teacher.vocabulary.encode(vocabulary.decode([i])) for i in foreign.intersection(kept)}
             kept = [token for i in kept for token in spelled.get(i, (i,))]
         return prompt + kept
+    answer = trace.answer
+    if opened := open_ids(trace.spans, vocabulary):
+        answer = answer.removesuffix(vocabulary.unfinished(opened))  # half a character is no text
     if isinstance(prompt, str):
-        return prompt + trace.answer
+        return prompt + answer
     if isinstance(prompt, list) and not is_ids(prompt):
-        turn: list = [{"role": "assistant", "content": trace.answer}] if trace.answer else []
+        turn: list = [{"role": "assistant", "content": answer}] if answer else []
         return prompt + turn
     raise ValueError("The prompt has no rendering for the teacher; build it with `prompts.PromptBuilder`.")
 
@@ -41,12 +46,13 @@ def teacher_ids(
 ) -> tuple[list[int], bool]:
     """The teacher's answer in the student's vocabulary, without the end token, and whether the teacher ended the answer.
 
-    Tokens beyond the `granted` ones, counted in the teacher's vocabulary, are cut off.
+    What it wrote beyond the `granted` tokens is cut off: counted in its own vocabulary, or in the student's where it gives
+    text only, whatever its server says of their number.
     """
     is_ended = answer.finish is FinishReason.EOS
     text = answer.text
     if answer.ids is not None and teacher.vocabulary is not None:
-        is_shared = vocabulary.foreign_to(teacher.vocabulary, tags) is not None
+        is_shared = has_shared_ids(vocabulary, teacher, tags)
         ends = teacher.vocabulary.eos_ids | (vocabulary.eos_ids if is_shared else set())
         end = next((k for k, token in enumerate(answer.ids) if token in ends), None)
         ids, is_ended = answer.ids[:end], is_ended or end is not None
@@ -61,7 +67,16 @@ def teacher_ids(
             return ids, is_ended
         text = teacher.vocabulary.decode(ids)
     # An answer cut inside a character ends in a replacement character that the teacher did not write.
-    return vocabulary.encode(text.rstrip("\ufffd")), is_ended
+    ids = vocabulary.encode(text.rstrip(UNFINISHED))
+    if answer.ids is None and len(ids) > granted:
+        ids, is_ended = ids[:granted], False
+        ids = ids[: len(ids) - len(vocabulary.open_end(ids))]  # and one that is cut here, at a whole one
+    return ids, is_ended
+
+
+def has_shared_ids(vocabulary: Vocabulary, teacher: Engine, tags: tuple[str, str]) -> bool:
+    """Whether the teacher's ids are the student's, so that they go over as they are."""
+    return teacher.vocabulary is not None and vocabulary.foreign_to(teacher.vocabulary, tags) is not None
 
 
 def is_ids(context: Context | None) -> TypeGuard[list[int]]:

@@ -6,6 +6,9 @@ Owns the differences between tokenizers. Prompts and chat templates are in `prom
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
+UNFINISHED = "\ufffd"
+"""What a decoder makes of bytes that are no whole character."""
+
 
 class Vocabulary:
     """A tokenizer's ids and texts.
@@ -22,6 +25,9 @@ class Vocabulary:
     Raises:
         ValueError: the tokenizer has no EOS token.
     """
+
+    PATIENCE = 16
+    """Tokens that a character may take to end; a model that writes broken bytes all along would be waited for for ever."""
 
     def __init__(self, tokenizer, eos_ids: Iterable[int] | None = None):
         if tokenizer.eos_token_id is None:
@@ -63,6 +69,33 @@ class Vocabulary:
     def decode(self, ids: list[int]) -> str:
         """The text of `ids` as a part of a longer text: a blank at the beginning stays, special tokens are spelled out."""
         return self._decode(self._anchor + list(ids))[self._anchor_length :]
+
+    def open_end(self, ids: list[int]) -> list[int]:
+        """The last of `ids` whose bytes are the beginning of a character that has not ended; empty where there is none."""
+        # Cut in front of a whole character: some decoders make U+FFFD of all bytes in a row if one of them is broken
+        if (
+            not ids
+            or not self.decode(ids[-self.PATIENCE :]).endswith(UNFINISHED)
+            or not self.decode(ids).endswith(UNFINISHED)
+        ):
+            return []
+        starts = range(len(ids) - 1, max(-1, len(ids) - 1 - self.PATIENCE), -1)
+        return next((ids[start:] for start in starts if not self.decode(ids[:start]).endswith(UNFINISHED)), [])
+
+    def unfinished(self, opened: list[int]) -> str:
+        """What stands for the unfinished character of `opened`, which [`~Vocabulary.open_end`] gave: one U+FFFD or more."""
+        text = self.decode(opened) if opened else ""
+        return text[len(text.rstrip(UNFINISHED)) :]
+
+    def decode_behind(self, opened: list[int], ids: list[int]) -> str:
+        """The text of `ids` behind an unfinished character, which it begins with."""
+        if not ids:
+            return ""
+        whole = opened + ids
+        # Some decoders make U+FFFD of all bytes in front of an unfinished character
+        end = self.open_end(whole)
+        text = self.decode(whole[: len(whole) - len(end)]) + self.decode(end) if end else self.decode(whole)
+        return text[len(self.decode(opened)) - len(self.unfinished(opened)) :] if opened else text
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` as plain text: nothing is added, and names of special tokens are spelled out in plain tokens."""

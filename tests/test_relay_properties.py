@@ -240,7 +240,7 @@ def check_calls(world):
         left = limit - call.position
         n = config.fixed_call_tokens or call.requested
         assert call.granted <= min(n, config.max_call_tokens or n, max(left, 0))
-        assert call.delivered <= (call.granted if world.is_shared else left)
+        assert call.delivered <= (left if world.teacher in VOCABULARIES and not world.is_shared else call.granted)
         if call.outcome is Outcome.DENIED:
             assert call.granted == call.delivered == 0
     if world.max_context is not None and world.teacher in VOCABULARIES:

@@ -130,11 +130,16 @@ def test_an_answer_that_is_cut_does_not_end_the_rollout():
     teacher = FixedEngine(LETTERS, Generation(LETTERS.encode("中中中中") + [LETTERS.eos_id], "", FinishReason.EOS))
     trace = run(scripted(BYTE_LEVEL, "<call>3</call>", END), teacher)
     assert trace.answer == "中中中" and trace.stop is StopReason.EOS
-    for left, stop in ((5, StopReason.LENGTH), (6, StopReason.LENGTH), (7, StopReason.TEACHER_EOS)):
+    for left, stop in ((6, StopReason.LENGTH), (7, StopReason.TEACHER_EOS)):
         teacher = FixedEngine(None, Generation(None, "中中", FinishReason.EOS))
-        trace = run(scripted(BYTE_LEVEL, "<call>3</call>"), teacher, max_completion_tokens=used + left)
+        trace = run(scripted(BYTE_LEVEL, "<call>6</call>"), teacher, max_completion_tokens=used + left)
         assert trace.stop is stop
         assert trace.num_tokens == used + left
+    # Text is counted in the student's tokens, whatever its server says of their number, and cut at a whole character.
+    for granted, said in ((3, "中"), (4, "中"), (5, "中"), (6, "中中"), (2, "")):
+        teacher = FixedEngine(None, Generation(None, "中中文", FinishReason.EOS, num_tokens=1))
+        trace = run(scripted(BYTE_LEVEL, f"<call>{granted}</call>", END), teacher)
+        assert (trace.answer, trace.stop) == (said, StopReason.EOS)
 
 
 def test_ids_of_a_shared_vocabulary_are_never_merged_anew():
@@ -164,13 +169,13 @@ def test_a_text_only_teacher():
 
 
 def test_half_a_character_at_the_end_of_a_text_is_left_out():
-    trace = run(scripted(LETTERS, "a<call>1</call>", "b" + END), scripted(None, "so\ufffd\ufffd"))
+    trace = run(scripted(LETTERS, "a<call>2</call>", "b" + END), scripted(None, "so\ufffd\ufffd"))
     assert trace.answer == "asob"
 
 
 def test_a_text_may_fill_the_budget_and_no_more():
-    used = len(LETTERS.encode("<call>2</call>"))
-    trace = run(scripted(LETTERS, "<call>2</call>"), scripted(None, "abcdef"), max_completion_tokens=used + 4)
+    used = len(LETTERS.encode("<call>6</call>"))
+    trace = run(scripted(LETTERS, "<call>6</call>"), scripted(None, "abcdef"), max_completion_tokens=used + 4)
     assert (trace.answer, trace.stop, trace.num_tokens) == ("abcd", StopReason.LENGTH, used + 4)
 
 

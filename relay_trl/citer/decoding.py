@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from ..engines.base import Engine, FinishReason
 from ..relay import RelayPrompt, RelayRules, ask_teacher, turn_seed
-from ..trace import Author, Call, Span, StopReason, Trace
-from ..vocabulary import Vocabulary
+from ..spans import add_words
+from ..trace import Author, Call, StopReason, Trace
 from .engine import RoutedEngine, RoutedSampling
 
 
@@ -57,32 +57,20 @@ async def continue_by_router(
         trace.student_read.add(written.prompt_tokens, written.cached_tokens)
         ids, logprobs = written.ids or [], written.logprobs or []
         if written.finish is not FinishReason.STOP:
-            add_words(trace, ids, student.vocabulary, logprobs)
-            trace.stop = StopReason.EOS if written.finish is FinishReason.EOS else StopReason.LENGTH
+            is_ended = written.finish is FinishReason.EOS
+            add_words(trace, Author.STUDENT, ids, student.vocabulary, logprobs, is_ended)
+            trace.stop = StopReason.EOS if is_ended else StopReason.LENGTH
             return
-        add_words(trace, ids[:-1], student.vocabulary, logprobs[:-1])
+        add_words(trace, Author.STUDENT, ids[:-1], student.vocabulary, logprobs[:-1])
         call = Call(trace.num_tokens, requested=1)
         trace.calls.append(call)
         left = config.max_completion_tokens - trace.num_tokens
         asked = replace(config.teacher, seed=turn_seed(seed, len(trace.calls)))
         await ask_teacher(trace, prompt, student.vocabulary, teacher, one_token, left, asked)
         if trace.stop is None and call.delivered == 0:
-            add_words(trace, ids[-1:], student.vocabulary, logprobs[-1:])
-            if ids[-1] in student.vocabulary.eos_ids:
+            is_ended = ids[-1] in student.vocabulary.eos_ids
+            add_words(trace, Author.STUDENT, ids[-1:], student.vocabulary, logprobs[-1:], is_ended)
+            if is_ended:
                 trace.stop = StopReason.EOS
             elif left == 1:
                 trace.stop = StopReason.LENGTH
-
-
-def add_words(trace: Trace, ids: list[int], vocabulary: Vocabulary, logprobs: list[float] | None = None):
-    """Appends tokens of the student, which may include an end token. A command in them is plain text."""
-    if not ids:
-        return
-    if not trace.spans or trace.spans[-1].author is not Author.STUDENT:
-        trace.spans.append(Span(Author.STUDENT, [], "", logprobs=[]))
-    span = trace.spans[-1]
-    span.ids = span.ids + ids
-    words = ids[:-1] if ids[-1] in vocabulary.eos_ids else ids
-    span.text += vocabulary.decode(words)
-    span.kept_ids, span.kept_text = span.kept_ids + words, span.text
-    span.logprobs = None if span.logprobs is None or logprobs is None else span.logprobs + logprobs

@@ -16,8 +16,9 @@ from ..engines.base import Engine, EngineError, Sampling
 from ..engines.in_flight import ask_all
 from ..grading.grader import Grader
 from ..relay import RelayPrompt, RelayRules, ask_teacher
+from ..spans import add_words
 from ..trace import Author, Call, Span, StopReason, Trace
-from .decoding import add_words, continue_by_router
+from .decoding import continue_by_router
 from .engine import RoutedEngine
 
 
@@ -144,10 +145,12 @@ class Labeller:
         """The reference up to a position, with the student's own token if `with_own`."""
         reference = self.references[position.question]
         trace = Trace(prompt_ids=list(reference.prompt.student))
-        add_words(trace, reference.ids[: position.index], self.student.vocabulary)
+        vocabulary = self.student.vocabulary
+        add_words(trace, Author.STUDENT, reference.ids[: position.index], vocabulary)
         if with_own:
-            add_words(trace, [position.own], self.student.vocabulary)
-            if position.own in self.student.vocabulary.eos_ids:
+            is_ended = position.own in vocabulary.eos_ids
+            add_words(trace, Author.STUDENT, [position.own], vocabulary, is_ended=is_ended)
+            if is_ended:
                 trace.stop = StopReason.EOS
         return trace
 

@@ -18,6 +18,7 @@ from ..engines.base import Engine, EngineError, Sampling, ScoringEngine
 from ..grading.grader import Grader
 from ..options import TeacherFields
 from ..relay import RelayPrompt, RelayRules, ask_teacher, relay, turn_seed
+from ..spans import open_ids
 from ..trace import Author, Call, Span, StopReason, Trace
 from ..translation import aligned, is_ids, teacher_context
 from ..vocabulary import Vocabulary
@@ -204,7 +205,7 @@ class CallSearch:
         """The candidate's answer up to its call, with the call."""
         old = candidate.trace
         kept = old.spans[-1].ids[: candidate.place - sum(len(span.ids) for span in old.spans[:-1])]
-        text = self._vocabulary.decode(kept)
+        text = self._vocabulary.decode_behind(open_ids(old.spans[:-1], self._vocabulary), kept)
         span = Span(Author.STUDENT, kept, text, kept_ids=kept, kept_text=text)
         if self._is_caller:
             self._write(candidate.n, span)

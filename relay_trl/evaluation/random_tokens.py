@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from ..engines.base import Engine, EngineError, FinishReason
 from ..relay import RelayPrompt, RelayRules, ask_teacher, turn_seed
-from ..trace import Author, Call, Span, StopReason, Trace
+from ..spans import add_words
+from ..trace import Author, Call, StopReason, Trace
 
 
 async def answer_by_lot(
@@ -52,9 +53,7 @@ async def answer_by_lot(
                 raise EngineError(f"The student {student.name!r} returned no token ids; use an engine that does.")
             trace.student_read.add(written.prompt_tokens, written.cached_tokens)
             is_ended = written.finish is FinishReason.EOS
-            kept = written.ids[:-1] if is_ended else written.ids
-            text = vocabulary.decode(kept)
-            trace.spans.append(Span(Author.STUDENT, list(written.ids), text, written.logprobs, list(kept), text))
+            add_words(trace, Author.STUDENT, written.ids, vocabulary, written.logprobs, is_ended)
             if is_ended:
                 trace.stop = StopReason.EOS
             elif trace.num_tokens >= config.max_completion_tokens or len(written.ids) < length:
