@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .call_syntax import CallSyntax
-from .engines.base import BACKENDS
+from .engines.base import APIS, BACKENDS
 from .prompts import check_template
 
 
@@ -26,6 +26,12 @@ def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | N
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{name} is {value!r}; it must be a JSON object.")
     return value
+
+
+def template_options(config: Any) -> dict[str, Any]:
+    """`chat_template_kwargs` of a stage's config; thinking is off unless asked for."""
+    given = mapping("chat_template_kwargs", getattr(config, "chat_template_kwargs", None))
+    return {"enable_thinking": False, **(given or {})}
 
 
 def broken_groups(batch: int, processes: int, steps: int, group: int) -> str | None:
@@ -90,7 +96,7 @@ class PromptFields:
             "template": self.prompt_template,
             "system": self.system_prompt,
             "is_chat": self.is_chat,
-            "chat_template_kwargs": {"enable_thinking": False, **(getattr(self, "chat_template_kwargs", None) or {})},
+            "chat_template_kwargs": template_options(self),
         }
 
 
@@ -104,7 +110,12 @@ class TeacherFields:
         teacher_backend (`str`, defaults to `"auto"`): `auto`, `transformers`, `vllm` or `openai`.
         teacher_tokenizer (`str`, *optional*): tokenizer of a teacher behind a URL, if the server does not tell.
         teacher_model (`str`, *optional*): the model's name on its server; `None` takes the only one.
-        teacher_api (`str`, defaults to `"completions"`): `completions`, or `chat` for a server that has nothing else.
+        teacher_api (`str`, defaults to `"completions"`): `completions`; `chat` for a server that has nothing else, whose
+            template gets `chat_template_kwargs`; `instruct` for a chat server that continues no answer that is begun: it is
+            asked for a continuation in words, which is weaker.
+        teacher_extra_body (`dict`, *optional*): fields put into every request to the teacher's server; `null` leaves one of
+            ours out.
+        teacher_headers (`dict`, *optional*): headers of every request to it. Never written anywhere.
         teacher_top_p (`float`, defaults to `1.0`): nucleus of the teacher.
         teacher_timeout_s (`float`, defaults to `120`): seconds for one answer.
         teacher_retries (`int`, defaults to `4`): of a failed request, with back-off.
@@ -117,7 +128,13 @@ class TeacherFields:
     teacher_backend: str = field(default="auto", metadata={"help": "auto, transformers, vllm or openai."})
     teacher_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of a teacher behind a URL."})
     teacher_model: str | None = field(default=None, metadata={"help": "The teacher's name on its server."})
-    teacher_api: str = field(default="completions", metadata={"help": "completions or chat."})
+    teacher_api: str = field(default="completions", metadata={"help": "completions, chat or instruct."})
+    teacher_extra_body: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON, put into every request to the teacher's server."}
+    )
+    teacher_headers: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON, headers of every request to the teacher's server."}
+    )
     teacher_top_p: float = field(default=1.0, metadata={"help": "Nucleus of the teacher."})
     teacher_timeout_s: float = field(default=120.0, metadata={"help": "Seconds for one answer of a teacher's server."})
     teacher_retries: int = field(default=4, metadata={"help": "Retries of a failed request."})
@@ -132,7 +149,9 @@ class TeacherFields:
                     f"teacher has several entries, so each must be a URL of a server; {lacking[0]!r} is none."
                 )
             self.teacher = " ".join(self.teacher)
-        for name, known in (("teacher_backend", BACKENDS), ("teacher_api", ("completions", "chat"))):
+        for name in ("teacher_extra_body", "teacher_headers"):
+            setattr(self, name, mapping(name, getattr(self, name)))
+        for name, known in (("teacher_backend", BACKENDS), ("teacher_api", APIS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}.")
 
@@ -143,6 +162,9 @@ class TeacherFields:
             "tokenizer": self.teacher_tokenizer,
             "model": self.teacher_model,
             "api": self.teacher_api,
+            "extra_body": mapping("teacher_extra_body", self.teacher_extra_body),
+            "headers": mapping("teacher_headers", self.teacher_headers),
+            "chat_template_kwargs": template_options(self),
             "timeout_s": self.teacher_timeout_s,
             "max_retries": self.teacher_retries,
             "max_concurrency": self.teacher_concurrency,

@@ -92,7 +92,9 @@ class PromptBuilder:
             return None
         if self.teacher.vocabulary is not None:
             return self._ids(self.teacher.vocabulary.tokenizer, problem)
-        return self.messages(problem) if getattr(self.teacher, "api", "") == "chat" else self.text(problem)
+        return (
+            self.messages(problem) if getattr(self.teacher, "api", "") in ("chat", "instruct") else self.text(problem)
+        )
 
     def build(self, problem: str | list[dict]) -> RelayPrompt:
         """Both prompts."""

@@ -8,7 +8,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-_SECRET_NAME = re.compile(r"(^|_)(api_key|password|secret)$|^((hub|hf|push_to_hub|use_auth)_)?token$")
+_SECRET_NAME = re.compile(r"(^|_)(api_key|password|secret|headers)$|^((hub|hf|push_to_hub|use_auth)_)?token$")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 

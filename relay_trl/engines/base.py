@@ -24,6 +24,10 @@ BACKENDS = ("auto", "transformers", "vllm", "openai")
 """Kinds of engine by name; `auto` takes `openai` for a URL and `transformers` for a model."""
 
 
+APIS = ("completions", "chat", "instruct")
+"""How a server is asked: by texts or ids, by chat messages whose last one it continues, or by chat messages of which the
+last one asks for a continuation in words."""
+
 LOOP_TURNS = 10
 """Turns of the event loop between two steps of an engine in this process. To send or read a request to a server takes about
 as many turns; with one turn a step it would take as many steps."""

@@ -72,13 +72,14 @@ async def _read_events(lines: AsyncIterator[str], answer: dict[str, Any], on_tok
     pieces: list[str] = []
     ids: list[int] = []
     logprobs: dict[str, list] = {"content": [], "token_logprobs": []}
-    is_chat = has_thoughts = False
+    is_chat = has_thoughts = is_done = False
     try:
         async for line in lines:
             if not line.startswith("data:"):
                 continue
             data = line[5:].strip()
             if data == "[DONE]":
+                is_done = True
                 break
             chunk = json.loads(data)
             if not isinstance(chunk, dict) or "error" in chunk:
@@ -105,7 +106,8 @@ async def _read_events(lines: AsyncIterator[str], answer: dict[str, Any], on_tok
             choice |= {name: part[name] for name in _LAST if part.get(name) is not None}
             if new or text:
                 on_tokens(new or text)
-        if "finish_reason" not in choice:
+        if not choice.get("finish_reason") and not (is_done and "finish_reason" in choice):
+            # Some servers send an empty one with every chunk, and it ends nothing by itself
             raise ValueError("the stream ended without a finish_reason")
     finally:
         if choice or ids or any(pieces) or has_thoughts:

@@ -7,6 +7,7 @@ imported when it is used, so that libraries which are not used need not be insta
 import asyncio
 import logging
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_HUB_LIMIT_S = 3.0
+_WEIGHTS = (".gguf", ".ggml", ".bin", ".safetensors", ".pt", ".pth", ".onnx", ".mlx")
+"""Endings of names that are files on a server's machine."""
+
 
 def load_engine(
     spec: str,
@@ -27,11 +32,14 @@ def load_engine(
     *,
     needs_logprobs: bool = False,
     model: str | None = None,
-    api: Literal["completions", "chat"] = "completions",
+    api: Literal["completions", "chat", "instruct"] = "completions",
     api_key: str | None = None,
     timeout_s: float = 120.0,
     max_retries: int = 4,
     max_concurrency: int = 64,
+    extra_body: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Engine:
     """The engine that `spec` stands for, ready to be asked. A server is checked before this returns.
@@ -44,8 +52,8 @@ def load_engine(
         tokenizer (`str` or tokenizer, *optional*): of the model behind a URL: a folder, a Hub id or the tokenizer
             itself. `None` tries what the server says it serves, and exchanges text if that cannot be loaded here.
         needs_logprobs (`bool`, defaults to `False`): whether the engine must give logprobs, as for a trained student.
-        model, api, api_key, timeout_s, max_retries, max_concurrency: of a server, see [`OpenAIEngine`]; a model run in
-            this process has no use for them.
+        model, api, api_key, timeout_s, max_retries, max_concurrency, extra_body, headers, chat_template_kwargs: of a
+            server, see [`OpenAIEngine`]; a model run in this process has no use for them.
         **kwargs: of [`TransformersEngine.load`] or [`VLLMEngine.load`], such as `dtype` and `revision`.
 
     Raises:
@@ -85,7 +93,12 @@ def load_engine(
     retries = max_retries if len(urls) == 1 else 0  # a pool repeats the request on another server
     engines: list[OpenAIEngine] = []
     for url in urls:
-        engine = OpenAIEngine(url, model, api_key, vocabulary, max_concurrency, timeout_s, retries, api)
+        engine = OpenAIEngine(
+            *(url, model, api_key, vocabulary, max_concurrency, timeout_s, retries, api),
+            extra_body=extra_body,
+            headers=headers,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         _run(_prepare(engine, needs_logprobs))
         vocabulary = engine.vocabulary  # all servers share it; the next one is checked against it
         engines.append(engine)
@@ -136,7 +149,7 @@ async def _prepare(engine: "OpenAIEngine", needs_logprobs: bool):
 
 def _guess_vocabulary(engine: "OpenAIEngine") -> Vocabulary | None:
     for name in dict.fromkeys((engine.model_path, engine.model)):
-        if name is None or (os.path.isabs(name) and not os.path.isdir(name)):  # a folder on the server's machine
+        if name is None or not (os.path.isdir(name) or _is_on_hub(name)):
             continue
         try:
             vocabulary = load_vocabulary(name)
@@ -151,6 +164,24 @@ def _guess_vocabulary(engine: "OpenAIEngine") -> Vocabulary | None:
         engine.model,
     )
     return None
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether the Hub has a tokenizer under a name that a server gave, asked once and not for long."""
+    import httpx
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or name.lower().endswith(_WEIGHTS):
+        return False
+    try:
+        if isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str):
+            return True
+        get_hf_file_metadata(hf_hub_url(name, "tokenizer_config.json"), timeout=_HUB_LIMIT_S)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        logger.debug("%s: %s", name, error)
+        return False
+    return True
 
 
 def _run(coroutine):

@@ -1,23 +1,21 @@
 """A model behind HTTP: any server that speaks OpenAI's completions or chat API (`vllm serve`, SGLang, llama.cpp, ...).
 
-Owns connections and requests; `replies.py` reads what comes back. Retries with back-off are the `openai` client's,
-the server does the batching. With a vocabulary it exchanges token ids, without one text or chat messages.
+Owns connections and requests; `replies.py` reads what comes back, `dialect.py` knows what one server takes. Retries with
+back-off are the `openai` client's, the server does the batching. With a vocabulary it exchanges token ids, without one text
+or chat messages.
 """
 
-import asyncio
 import json
 import logging
-import os
-from base64 import b64encode
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
-from weakref import WeakKeyDictionary
 
 import openai
 
-from ..redaction import mask_credentials
 from ..vocabulary import Vocabulary
-from .base import Context, EngineError, Generation, OnTokens, Sampling
+from .base import APIS, Context, EngineError, FinishReason, Generation, OnTokens, Sampling
+from .connections import Connections
+from .dialect import WAYS, Dialect, Way, begun
 from .events import stream_answer
 from .replies import REQUESTS_FAULTS, Replies, first_choice, list_names
 from .request_body import request_body
@@ -25,8 +23,7 @@ from .request_body import request_body
 logger = logging.getLogger(__name__)
 
 _PROBE = "17 apples and 25 pears are"
-_PROBE_CHAT = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "There are"}]
-_CONNECT_TIMEOUT_S = 10.0
+_PROBE_TOKENS = 4
 
 
 class OpenAIEngine:
@@ -47,9 +44,13 @@ class OpenAIEngine:
         max_concurrency (`int`, defaults to `64`): requests under way at once; others wait here.
         timeout_s (`float`, defaults to `120.0`): longest wait for one answer, in seconds, per try.
         max_retries (`int`, defaults to `4`): tries after the first.
-        api (`"completions"` or `"chat"`, defaults to `"completions"`): which one the server offers. With `"chat"` the
-            contexts are messages, and the assistant's unfinished turn is continued.
+        api (`"completions"`, `"chat"` or `"instruct"`, defaults to `"completions"`): which one the server offers. With
+            `"chat"` the contexts are messages, and the assistant's unfinished turn is continued. `"instruct"` asks in words
+            for a continuation instead, which any chat model follows, but not always to the letter.
         needs_logprobs (`bool`, defaults to `False`): ask for one logprob per token, as a student's trainer needs.
+        extra_body (`dict`, *optional*): fields of every request; a value of `None` leaves out one of ours.
+        headers (`dict[str, str]`, *optional*): of every request. Never shown.
+        chat_template_kwargs (`dict`, *optional*): for the template of a chat server.
 
     Attributes:
         name (`str`): the URL, without credentials.
@@ -70,28 +71,18 @@ class OpenAIEngine:
         max_concurrency: int = 64,
         timeout_s: float = 120.0,
         max_retries: int = 4,
-        api: Literal["completions", "chat"] = "completions",
+        api: Literal["completions", "chat", "instruct"] = "completions",
         needs_logprobs: bool = False,
+        extra_body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            shown = mask_credentials(base_url)
-            raise ValueError(f"{shown!r} is no URL of a server; give one like http://localhost:8000/v1.")
-        if max_concurrency < 1 or timeout_s <= 0 or max_retries < 0:
-            raise ValueError(
-                f"max_concurrency={max_concurrency}, timeout_s={timeout_s}, max_retries={max_retries}: they must be "
-                "at least 1, above 0, and at least 0."
-            )
-        if api not in ("completions", "chat"):
-            raise ValueError(f"api is {api!r}; it must be 'completions' or 'chat'.")
+        self._connections = Connections(base_url, api_key, headers, max_concurrency, timeout_s, max_retries)
+        self.name = self._connections.name
+        if api not in APIS:
+            raise ValueError(f"api is {api!r}; it must be 'completions', 'chat' or 'instruct'.")
         if needs_logprobs and vocabulary is None:
             raise ValueError("needs_logprobs needs a vocabulary: logprobs belong to token ids.")
-        base_url = urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/v1"))
-        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        self.name = mask_credentials(base_url)
-        # Not in the URL of a request, which the HTTP library logs
-        self._base_url = base_url.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
-        self._auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         self.model = model
         self.vocabulary = vocabulary
         self.max_context: int | None = None
@@ -99,15 +90,9 @@ class OpenAIEngine:
         self.model_path: str | None = None
         self._gives_scores: bool | None = None
         self.api = api
-        self._max_concurrency = max_concurrency
-        self._timeout_s = timeout_s
-        self._max_retries = max_retries
         self.needs_logprobs = needs_logprobs
-        self._replies = Replies(self.name, api, self._secrets(), timeout_s, max_retries + 1)
-        self._continuation = {"continue_final_message": True, "add_generation_prompt": False}
-        # Connections and semaphores belong to the event loop they were first used in.
-        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[openai.AsyncOpenAI, asyncio.Semaphore]]
-        self._by_loop = WeakKeyDictionary()
+        self._replies = Replies(self.name, api, self._connections.secrets, timeout_s, max_retries + 1)
+        self._dialect = Dialect(self.name, api, extra_body, chat_template_kwargs)
 
     async def generate(
         self,
@@ -127,7 +112,7 @@ class OpenAIEngine:
         if self.model is None:
             await self.find_model()
         is_chat = not isinstance(context, str) and bool(context) and isinstance(context[0], dict)
-        if is_chat != (self.api == "chat"):
+        if is_chat != (self.api != "completions"):
             given = "chat messages" if is_chat else "text or token ids"
             raise ValueError(
                 f"{self.name} is used through its {self.api} API and got {given}; set api to "
@@ -135,11 +120,41 @@ class OpenAIEngine:
             )
         if not is_chat and not isinstance(context, str) and self.vocabulary is None:
             raise ValueError(f"{self.name} got token ids but has no vocabulary; give the served model's, or send text.")
+        if self.api == "chat" and self._dialect.way is None and begun(context) is not None:
+            await self._dialect.find_way(self._probe)
+        way = self._dialect.way or WAYS[0]
+        return await self._generate(context, way, max_tokens, stop, sampling, on_tokens)
+
+    async def _generate(
+        self,
+        context: Context,
+        way: Way,
+        max_tokens: int,
+        stop: tuple[str, ...],
+        sampling: Sampling,
+        on_tokens: OnTokens | None,
+    ) -> Generation:
+        prefix = begun(context)
         body = self._body(max_tokens, stop, sampling)
-        if on_tokens is not None:
-            return await self._stream(context, body, stop, on_tokens)
-        answer = await self._post(context, body)
-        return self._replies.read(answer, stop, self.vocabulary, self.needs_logprobs)
+        try:
+            if on_tokens is None:
+                answer = await self._post(context, way, body)
+            else:
+                answer = await self._stream(context, way, body, self._dialect.listener(on_tokens, prefix))
+        except EngineError as error:
+            if error.written is not None and error.written.ids is None:
+                error.written.text = self._dialect.own_words(error.written.text, prefix, True)
+            raise
+        written = self._replies.read(answer, stop, self.vocabulary, self.needs_logprobs)
+        if first_choice(answer).get("finish_reason") == "" and written.num_tokens == max_tokens:
+            written.finish = FinishReason.LENGTH  # as some servers end every answer
+        if written.ids is None:
+            written.text = self._dialect.own_words(written.text, prefix, on_tokens is not None)
+        return written
+
+    async def _probe(self, way: Way, messages: list[dict], is_stream: bool) -> Generation:
+        listener = (lambda piece: None) if is_stream else None
+        return await self._generate(messages, way, _PROBE_TOKENS, (), Sampling(), listener)
 
     async def score(self, ids: list[int], start: int) -> list[float] | None:
         """Log-probabilities of `ids[start:]`; see [`ScoringEngine.score`]. `None` from a server without `prompt_logprobs`
@@ -153,7 +168,7 @@ class OpenAIEngine:
         if self.model is None:
             await self.find_model()
         try:
-            answer = await self._post(ids, {**self._body(1, (), Sampling()), "prompt_logprobs": 0})
+            answer = await self._post(ids, WAYS[0], {**self._body(1, (), Sampling()), "prompt_logprobs": 0})
         except EngineError as error:
             if getattr(error.__cause__, "status_code", None) not in REQUESTS_FAULTS or self._gives_scores:
                 raise
@@ -169,7 +184,7 @@ class OpenAIEngine:
         Raises:
             EngineError: the server cannot be reached, does not serve `model`, or serves several and none was named.
         """
-        client, _ = self._connection()
+        client = (await self._connections.get()).client
         try:
             raw = await client.models.with_raw_response.list()
             listed = [m for m in json.loads(raw.content)["data"] if isinstance(m, dict) and isinstance(m["id"], str)]
@@ -204,14 +219,13 @@ class OpenAIEngine:
         """
         await self.find_model()
         if self.api == "chat":
-            try:
-                await self.generate(_PROBE_CHAT, 1)
-            except EngineError as error:
-                if getattr(error.__cause__, "status_code", None) not in (400, 422):
-                    raise
-                # Strict servers refuse vLLM's fields, and by convention continue a last turn of the assistant.
-                self._continuation = {}
-                await self.generate(_PROBE_CHAT, 1)
+            await self._dialect.find_way(self._probe)
+            return
+        if self.api == "instruct":
+            logger.warning(
+                "%s is asked in words to go on (teacher_api: instruct): it may repeat or explain.", self.name
+            )
+            await self.generate([{"role": "user", "content": _PROBE}], _PROBE_TOKENS)
             return
         if self.vocabulary is None:
             await self.generate(_PROBE, 1)
@@ -222,7 +236,7 @@ class OpenAIEngine:
             # `Replies.read` has refused this already where logprobs are needed.
             logger.warning("%s returns no token ids; its text will be encoded again for the student.", self.name)
             return
-        answer = await self._post(_PROBE, {**self._body(1, (), Sampling()), "add_special_tokens": False})
+        answer = await self._post(_PROBE, WAYS[0], {**self._body(1, (), Sampling()), "add_special_tokens": False})
         theirs = first_choice(answer).get("prompt_token_ids")
         if isinstance(theirs, list) and theirs != ids:
             raise EngineError(
@@ -232,63 +246,37 @@ class OpenAIEngine:
 
     async def aclose(self):
         """Closes the connections of the running event loop; the engine can be used again."""
-        connection = self._by_loop.pop(asyncio.get_running_loop(), None)
-        if connection is not None:
-            await connection[0].close()
-
-    def _connection(self) -> tuple[openai.AsyncOpenAI, asyncio.Semaphore]:
-        loop = asyncio.get_running_loop()
-        if loop not in self._by_loop:
-            timeout = openai.Timeout(self._timeout_s, connect=min(self._timeout_s, _CONNECT_TIMEOUT_S))
-            client = openai.AsyncOpenAI(
-                base_url=self._base_url,
-                api_key=self._api_key,
-                timeout=timeout,
-                max_retries=self._max_retries,
-                http_client=openai.DefaultAsyncHttpxClient(auth=self._auth) if self._auth else None,
-            )
-            self._by_loop[loop] = client, asyncio.Semaphore(self._max_concurrency)
-        return self._by_loop[loop]
-
-    def _secrets(self) -> tuple[str, ...]:
-        """What a server may repeat in its faults: the key, and the URL's password plain and as it is sent."""
-        sent = [b64encode(":".join(self._auth).encode()).decode(), self._auth[1]] if self._auth else []
-        return tuple(secret for secret in (self._api_key, *sent) if secret not in ("", "none"))
+        await self._connections.aclose()
 
     def _body(self, max_tokens: int, stop: tuple[str, ...], sampling: Sampling) -> dict[str, Any]:
         return request_body(self.vocabulary, self.api, self.needs_logprobs, max_tokens, stop, sampling)
 
-    def _request(self, context: Context, body: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, context: Context, way: Way, body: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the client's `create`."""
         if self.api == "completions":
             # Not as `prompt`: the client would check every single id, a millisecond for each hundred
-            return {"model": self.model or "", "prompt": "", "extra_body": {"prompt": context, **body}}
-        if context[-1]["role"] == "assistant":  # type: ignore[index]
-            body = {**body, **self._continuation}
-        return {"model": self.model or "", "messages": context, "extra_body": body}
+            return {
+                "model": self.model or "",
+                "prompt": "",
+                "extra_body": {"prompt": context, **self._dialect.body(body)},
+            }
+        messages, fields = self._dialect.turn(context, way)  # type: ignore[arg-type]
+        return {"model": self.model or "", "messages": messages, "extra_body": self._dialect.body({**body, **fields})}
 
-    async def _stream(
-        self, context: Context, body: dict[str, Any], stop: tuple[str, ...], on_tokens: OnTokens
-    ) -> Generation:
-        client, slots = self._connection()
-        api: Any = client.chat.completions if self.api == "chat" else client.completions
-        request = self._request(context, {**body, "stream": True, "stream_options": {"include_usage": True}})
-        try:
-            async with slots:
-                create = api.with_streaming_response.create
-                answer = await stream_answer(create, request, self._replies, self.vocabulary, on_tokens)
-        except openai.APIError as error:
-            raise self._replies.fault(error, self.model) from error
-        return self._replies.read(answer, stop, self.vocabulary, self.needs_logprobs)
+    async def _stream(self, context: Context, way: Way, body: dict[str, Any], on_tokens: OnTokens) -> dict[str, Any]:
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
 
-    async def _post(self, context: Context, body: dict[str, Any]) -> dict[str, Any]:
-        client, slots = self._connection()
-        api: Any = client.chat.completions if self.api == "chat" else client.completions
-        try:
-            async with slots:
-                raw = await api.with_raw_response.create(**self._request(context, body))
-        except openai.APIError as error:
-            raise self._replies.fault(error, self.model) from error
+        async def send(api: Any, request: dict[str, Any]) -> dict[str, Any]:
+            create = api.with_streaming_response.create
+            return await stream_answer(create, request, self._replies, self.vocabulary, on_tokens)
+
+        return await self._send(context, way, body, send)
+
+    async def _post(self, context: Context, way: Way, body: dict[str, Any]) -> dict[str, Any]:
+        async def send(api: Any, request: dict[str, Any]) -> Any:
+            return await api.with_raw_response.create(**request)
+
+        raw = await self._send(context, way, body, send)
         try:
             answer = json.loads(raw.content)
         except ValueError as error:
@@ -296,3 +284,17 @@ class OpenAIEngine:
         if not first_choice(answer):
             raise self._replies.broken(f"answered without any choice ({self._replies.words(raw.content)})")
         return answer
+
+    async def _send(self, context: Context, way: Way, body: dict[str, Any], send: Callable[..., Awaitable[Any]]) -> Any:
+        """What `send` gets for a request, without the fields that the server turns out to refuse."""
+        connection = await self._connections.get()
+        client = connection.client
+        api: Any = client.completions if self.api == "completions" else client.chat.completions
+        while True:
+            request = self._request(context, way, body)
+            try:
+                async with connection.slots:
+                    return await send(api, request)
+            except openai.APIError as error:
+                if not self._dialect.learn(error, request["extra_body"]):
+                    raise self._replies.fault(error, self.model) from error

@@ -4,6 +4,7 @@ Owns the differences between servers in the shape of an answer, and keeps secret
 `openai.py` sends the requests.
 """
 
+import logging
 from typing import Any, Literal
 
 import openai
@@ -14,22 +15,38 @@ from .base import EngineError, FinishReason, Generation
 REQUESTS_FAULTS = (400, 413, 422)
 """Statuses that say that the request is wrong, wherever it is sent."""
 
+logger = logging.getLogger(__name__)
+
+_REASONS = {
+    **dict.fromkeys(
+        ("stop", "eos", "eos_token", "end_turn", "end", "stop_sequence", "stop_token", "complete", ""), "stop"
+    ),
+    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length", "max_output_tokens"), "length"),
+}
+"""What servers call an answer's end, in OpenAI's two words."""
+
 
 class Replies:
     """Reads the replies of one server.
 
     Args:
         name (`str`): the server's URL, without credentials.
-        api (`"completions"` or `"chat"`).
+        api (`"completions"`, `"chat"` or `"instruct"`).
         secrets (`tuple[str, ...]`): kept out of every message.
         timeout_s (`float`), tries (`int`): what is allowed.
     """
 
     def __init__(
-        self, name: str, api: Literal["completions", "chat"], secrets: tuple[str, ...], timeout_s: float, tries: int
+        self,
+        name: str,
+        api: Literal["completions", "chat", "instruct"],
+        secrets: tuple[str, ...],
+        timeout_s: float,
+        tries: int,
     ) -> None:
         self.name = name
-        self._api = api
+        self._is_chat = api != "completions"
+        self._has_warned = False
         self._secrets = secrets
         self._timeout_s = timeout_s
         self.tries = tries
@@ -52,16 +69,32 @@ class Replies:
         choice = first_choice(answer)
         message = choice.get("message")
         message = message if isinstance(message, dict) else {}
-        text = message.get("content") if self._api == "chat" else choice.get("text")
-        if message.get("reasoning") or message.get("reasoning_content"):
-            raise self.broken("moves the model's thoughts out of its text", "Start it without a reasoning parser.")
+        text = message.get("content") if self._is_chat else choice.get("text")
+        has_thoughts = bool(message.get("reasoning") or message.get("reasoning_content"))
+        if text is None and message:  # an answer of nothing, or of something that is no text
+            others = [key for key in ("tool_calls", "function_call", "audio", "refusal") if message.get(key)]
+            if others:
+                raise self.broken(f"answered with {' and '.join(others)} in place of text")
+            text = ""
+        if has_thoughts and not text:
+            raise self.broken(
+                "thought to the end of what it was granted and wrote nothing",
+                "Switch its thinking off, by chat_template_kwargs or teacher_extra_body (such as reasoning_effort), or take a "
+                "model that does not think.",
+            )
+        if has_thoughts and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s thinks apart from its text: the thoughts count among its tokens and are left out of the answer.",
+                self.name,
+            )
         ids = choice.get("token_ids") if vocabulary is not None else None
         is_readable = ids is None or are_ids(ids)
         if not isinstance(text, str) or not is_readable:
             raise self.broken(f"answered with text {self.words(text)} and token_ids {self.words(ids)}")
-        reason = choice.get("finish_reason")
-        if reason not in ("stop", "length"):
-            raise self.broken(f"ended an answer with finish_reason {self.words(reason)}")
+        reason = _REASONS.get(str(choice.get("finish_reason")).lower())
+        if reason is None:
+            raise self.broken(f"ended an answer with finish_reason {self.words(choice.get('finish_reason'))}")
         # vLLM names the stop string, or the id of an end token that is not the main one; SGLang in another field.
         cause = choice.get("stop_reason", choice.get("matched_stop"))
         finish = FinishReason.LENGTH
@@ -84,7 +117,7 @@ class Replies:
         choice = first_choice(answer)
         ids = choice.get("token_ids") if vocabulary is not None else None
         if ids is None or vocabulary is None:
-            text = (choice.get("message") or {}).get("content") if self._api == "chat" else choice.get("text")
+            text = (choice.get("message") or {}).get("content") if self._is_chat else choice.get("text")
             return Generation(None, text, FinishReason.LENGTH) if text else None
         return Generation(ids, vocabulary.decode(ids), FinishReason.LENGTH)
 
@@ -92,7 +125,7 @@ class Replies:
         if ids is None:
             raise self.broken("returns no token ids, which a student needs", "Use a server with return_token_ids.")
         try:
-            values = [c["logprob"] for c in logprobs["content"]] if self._api == "chat" else logprobs["token_logprobs"]
+            values = [c["logprob"] for c in logprobs["content"]] if self._is_chat else logprobs["token_logprobs"]
             # JSON has no NaN; null stands for it, and the trainer gives such a token no correction.
             numbers = [float("nan") if value is None else float(value) for value in values]
         except (TypeError, KeyError, ValueError) as error:
@@ -125,7 +158,8 @@ class Replies:
             if status in (401, 403):
                 remedy = "Give its key as api_key or OPENAI_API_KEY."
             elif status == 404:
-                remedy = f"Check that the URL ends where its API begins (/v1) and that it serves {model!r}."
+                other = "" if self._is_chat else ", or set teacher_api: chat if it has no completions API"
+                remedy = f"Check that the URL ends where its API begins (/v1) and that it serves {model!r}{other}."
             elif status == 429 or status >= 500:
                 remedy = f"Gave up after {self._tries}: lower max_concurrency, or look into the server's log."
             else:

@@ -21,7 +21,7 @@ def request_body(
 
     Args:
         vocabulary ([`Vocabulary`], *optional*): of the served model, where ids are exchanged; `None` exchanges text only.
-        api (`"completions"` or `"chat"`).
+        api (`"completions"`, `"chat"` or `"instruct"`).
         needs_logprobs (`bool`): one log-probability per token.
         max_tokens (`int`), stop (`tuple[str, ...]`), sampling ([`Sampling`]): of the request.
     """
@@ -52,5 +52,5 @@ def request_body(
             # A tag may be a special token, which vLLM finds in the text only if it is not skipped.
             body |= {"include_stop_str_in_output": True, "skip_special_tokens": False}
     if needs_logprobs:
-        body["logprobs"] = True if api == "chat" else 0
+        body["logprobs"] = 0 if api == "completions" else True
     return body

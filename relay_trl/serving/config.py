@@ -180,7 +180,8 @@ class ServingConfig(TeacherFields):
         teacher = None
         # The teacher first, so that a server that is down is noticed before a model is loaded.
         if record.teacher is not None:
-            options = {**self.teacher_options(), **(mapping("teacher_engine", self.teacher_engine) or {})}
+            template = {"chat_template_kwargs": record.chat_template_kwargs}
+            options = {**self.teacher_options(), **template, **(mapping("teacher_engine", self.teacher_engine) or {})}
             engine = load_engine(self.teacher or record.teacher, **options)
             teacher = GuardedTeacher(_apart(engine), self.teacher_pause_s)
         server = {

@@ -108,7 +108,7 @@ class Pair:
         if teacher is None:
             return None
         if teacher.vocabulary is None:
-            return [{"role": "user", "content": text}] if getattr(teacher, "api", "") == "chat" else text
+            return [{"role": "user", "content": text}] if getattr(teacher, "api", "") in ("chat", "instruct") else text
         tags = (self.record.open_tag, self.record.close_tag)
         foreign = self.vocabulary.foreign_to(teacher.vocabulary, tags)
         if foreign is not None and not foreign.intersection(ids):

@@ -75,7 +75,7 @@ class RelayPipeline:
         """
         record = load_record(student, revision, token) or RelayRecord(versions={}, commit=None)
         spec = record.teacher if teacher is None else teacher
-        options = teacher_options or {}
+        options = {"chat_template_kwargs": record.chat_template_kwargs, **(teacher_options or {})}
         if isinstance(spec, str) and spec and "://" not in spec and teacher is None and record.teacher_revision:
             options = {"revision": record.teacher_revision, **options}
         engine = load_engine(spec, **options) if isinstance(spec, str) and spec else (spec or None)

@@ -132,30 +132,6 @@ def test_logprobs_for_a_student(server):
     assert server.requests[0]["logprobs"] == 0
 
 
-def test_chat_continues_the_unfinished_turn(server):
-    engine = OpenAIEngine(server.url, api="chat")
-    question = {"role": "user", "content": "17 + 25"}
-    assert ask(engine, [question]).text == " 42"
-    assert "continue_final_message" not in server.requests[0]
-    assert ask(engine, [question, {"role": "assistant", "content": "It is"}]).text == " 42"
-    assert server.requests[1]["continue_final_message"] is True
-    assert server.requests[1]["add_generation_prompt"] is False
-
-
-def test_a_chat_server_without_vllms_fields_is_asked_without_them(server):
-    refusal = reply(400, {"error": {"message": "Unrecognized request argument: continue_final_message"}})
-    server.faults = [refusal]
-    engine = OpenAIEngine(server.url, api="chat")
-    run(engine, engine.check())
-    assert "continue_final_message" not in server.requests[-1]
-
-
-def test_chat_without_the_thoughts_in_its_text_is_refused(server):
-    server.edit = lambda answer: answer["choices"][0]["message"].update(reasoning_content="Let me see")
-    with pytest.raises(EngineError, match="reasoning parser"):
-        ask(OpenAIEngine(server.url, api="chat"), [{"role": "user", "content": "17 + 25"}])
-
-
 def test_retry_after_is_honoured(server):
     server.faults = [reply(429, {"error": {"message": "slow down"}}, Retry_After="1")]
     assert ask(OpenAIEngine(server.url)).text == " 42"
@@ -296,7 +272,7 @@ def test_the_path_of_the_api_may_be_left_out(server):
         ({"base_url": "localhost:8000"}, "no URL of a server"),
         ({"max_concurrency": 0}, "max_concurrency=0"),
         ({"timeout_s": 0}, "timeout_s=0"),
-        ({"api": "responses"}, "'completions' or 'chat'"),
+        ({"api": "responses"}, "'completions', 'chat' or 'instruct'"),
         ({"needs_logprobs": True}, "needs a vocabulary"),
     ],
 )
