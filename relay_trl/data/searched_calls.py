@@ -205,14 +205,13 @@ class CallSearch:
         """The candidate's answer up to its call, with the call."""
         old = candidate.trace
         kept = old.spans[-1].ids[: candidate.place - sum(len(span.ids) for span in old.spans[:-1])]
-        text = self._vocabulary.decode_behind(open_ids(old.spans[:-1], self._vocabulary), kept)
-        span = Span(Author.STUDENT, kept, text, kept_ids=kept, kept_text=text)
+        span = Span(Author.STUDENT, kept, "", kept_ids=kept)
+        span.text = span.kept_text = self._vocabulary.decode_behind(open_ids(old.spans[:-1], self._vocabulary), kept)
         if self._is_caller:
             self._write(candidate.n, span)
         spans = [*old.spans[:-1], span]
         calls = [*map(replace, old.calls), Call(sum(len(s.ids) for s in spans), candidate.n)]
-        reading = {"student_read": replace(old.student_read), "teacher_read": replace(old.teacher_read)}
-        return Trace(old.prompt_ids, spans, calls, **reading)
+        return Trace(old.prompt_ids, spans, calls, None, None, replace(old.student_read), replace(old.teacher_read))
 
     def _write(self, n: int, span: Span):
         """Appends a command to a span."""
