@@ -30,7 +30,13 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-_SPARED = ("stop", "logit_bias", "logprobs", "stream")  # without these an answer would be another one
+_SPARED = (
+    "stop",
+    "logit_bias",
+    "logprobs",
+    "prompt_logprobs",
+    "stream",
+)  # without these an answer would be another one
 
 
 @dataclass(frozen=True)

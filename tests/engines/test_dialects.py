@@ -15,6 +15,8 @@ from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.relay import RelayPrompt, RelayRules, relay
 from relay_trl.trace import StopReason
 
+pytestmark = pytest.mark.slow  # many small servers
+
 QUESTION = {"role": "user", "content": "17 + 25"}
 BEGUN = [QUESTION, {"role": "assistant", "content": "It is"}]
 
