@@ -41,7 +41,9 @@ def test_all_stages_run_and_are_kept(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((out / "report/results.json").read_text())["results"]
     labels = [row["label"] for row in results]
-    assert labels == ["student", "GRPO without teacher", "relay", "relay_no_teacher", "fixed_4", "fixed_16", "teacher"]
+    assert labels[:2] == ["student", "GRPO without teacher"]
+    # The methods of one evaluation stand in the order in which their first answers came
+    assert sorted(labels[2:]) == ["fixed_16", "fixed_4", "relay", "relay_no_teacher", "teacher"]
     assert all(row["answers"] == 24 and row["failures"] == 0 for row in results)
     by_label = {row["label"]: row for row in results}
     assert by_label["teacher"]["accuracy"] > 0.9 > by_label["student"]["accuracy"]
