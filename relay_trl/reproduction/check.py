@@ -39,7 +39,7 @@ def check(arguments: list[str]):
     parser.add_argument("--student", help="folder or Hub id, in place of the file's")
     parser.add_argument("--teacher", help="folder, Hub id or URL, in place of the file's")
     parser.add_argument("changes", nargs="*", metavar="section.option=value", help="over the file")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)  # changes may follow options
     check_file(args.pair, "PAIR")
     pair = load_pair(args.pair, args.hardware, args.changes, args.student, args.teacher)
     from .runs import Runs

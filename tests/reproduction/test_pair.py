@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from relay_trl.reproduction.check import problems
+from relay_trl.reproduction.check import check, problems
 from relay_trl.reproduction.expand import expand, server_words
 from relay_trl.reproduction.pair import load_pair
 from relay_trl.reproduction.runs import Runs
@@ -251,3 +251,8 @@ def test_the_warm_up_asks_the_teacher_only_for_a_search():
 
     assert warmup()["teacher"] == "data/arithmetic/teacher" and warmup()["calls"] == "searched"
     assert "teacher" not in warmup("warmup.calls=random")
+
+
+def test_the_checks_command_takes_changes_behind_options(write):
+    with pytest.raises(ValueError, match="max_stepz"):
+        check([str(write()), "--student", "another/student", "grpo.max_stepz=1"])
