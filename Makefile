@@ -60,7 +60,7 @@ endef
 export VLLM_CPU_REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart reproduce benchmark test test-fast test-vllm test-distributed test-slow fuzz soak audit lint format install clean
+.PHONY: help quickstart reproduce benchmark gpu-check test test-fast test-vllm test-distributed test-slow fuzz soak audit lint format install clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ benchmark: $(ALL)  ## measure speed side by side: overhead, rollouts, a step, gr
 	$(BENCH)/padding.py
 	$(BENCH)/step.py
 	$(BENCH)/memory.py
+
+gpu-check: $(ALL)  ## is this machine's GPU fit for a run? fifteen minutes at most, no downloads; docs/gpu.md
+	$(BENCH)/gpu_check.py
 
 test: $(ALL)  ## ruff, the fast suite, then the tests with engines and several processes
 	$(PY) -m ruff check .

@@ -44,6 +44,8 @@ class Speed:
         reads (`float`), writes (`float`): tokens, of prompts and of answers.
         step_s (`float`), step_rows (`int`): seconds of forward, backward and optimizer over so many rows.
         memory (`float`): GiB at most, of the process that measured it.
+        core_share (`float`): of a core, that the process had while it measured on a CPU: well below 1, others keep the machine
+            busy, and it is as many times faster when it is idle.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Speed:
     step_s: float
     step_rows: int
     memory: float
+    core_share: float
 
 
 def hours(student: Speed, teacher: Speed, args) -> dict[str, float]:
@@ -79,12 +82,14 @@ def measure(args) -> Speed:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
+    started, busy = time.perf_counter(), time.process_time()
     reads, writes = generation(args)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = AutoModelForCausalLM.from_pretrained(args.child, dtype=args.dtype).to(device)
     parameters = sum(p.numel() for p in model.parameters())
     step_s = step(model, args, device)
-    return Speed(args.child, parameters, reads, writes, step_s, args.rows, most_memory())
+    share = (time.process_time() - busy) / (time.perf_counter() - started)
+    return Speed(args.child, parameters, reads, writes, step_s, args.rows, most_memory(), share)
 
 
 def generation(args) -> tuple[float, float]:
@@ -224,6 +229,7 @@ def main():
         "writes, tokens/s": lambda s: s.writes,
         f"training step of {args.rows} rows, s": lambda s: s.step_s,
         "memory, GiB": lambda s: s.memory,
+        "share of a core": lambda s: s.core_share,
     }
     of_pair = {
         "student": lambda p: p["student"],
@@ -238,7 +244,7 @@ def main():
         f"training of {how}; a run of {args.warmup_problems} warm-up problems, {args.grpo_steps} steps of {args.rollouts} "
         f"rollouts with a teacher and as many without, {args.test_problems} test problems. {machine()}"
     )
-    text = "\n\n".join([table(columns, speeds, 1), table(of_pair, pairs), note])
+    text = "\n\n".join([table(columns, speeds), table(of_pair, pairs), note])
     data = {"speeds": [vars(speed) for speed in speeds], "pairs": pairs, "arguments": vars(args)}
     save(args.output_dir, "machine", data, text)
     fitting = [pair for pair in pairs if pair["total"] <= args.hours]

@@ -119,7 +119,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> str:
     """Writes a Qwen3 of random weights and returns its path."""
-    torch.manual_seed(seed)
     heads = max(2, hidden // 64)
     config = Qwen3Config(
         vocab_size=len(CHARACTERS) + 1,
@@ -130,13 +129,19 @@ def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> st
         num_key_value_heads=heads // 2,
         head_dim=32 if hidden < 128 else 64,
         max_position_embeddings=most,
-        tie_word_embeddings=False,
-        initializer_range=0.1,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=None,
-        dtype="float32" if not torch.cuda.is_available() else "bfloat16",
     )
+    return random_model(path, config, seed)
+
+
+def random_model(path: Path, config: Qwen3Config, seed: int) -> str:
+    """Writes a model of random weights that writes characters and never ends; returns its path. Words of its vocabulary
+    beyond those of [`make_tokenizer`] are barred as the end token is.
+    """
+    torch.manual_seed(seed)
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        setattr(config, name, None)
+    config.tie_word_embeddings, config.initializer_range = False, 0.1
+    config.dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model = AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = None
     with torch.no_grad():  # the first channel is always 1; with it the head excludes the end token
@@ -145,7 +150,7 @@ def make_model(path: Path, hidden: int, layers: int, most: int, seed: int) -> st
             layer.self_attn.o_proj.weight[0] = 0.0
             layer.mlp.down_proj.weight[0] = 0.0
         model.lm_head.weight[:, 0] = 0.0
-        model.lm_head.weight[len(CHARACTERS), 0] = -1e4
+        model.lm_head.weight[len(CHARACTERS) :, 0] = -1e4
     model.save_pretrained(path)
     make_tokenizer().save_pretrained(path)
     return str(path)
