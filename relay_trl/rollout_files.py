@@ -51,6 +51,7 @@ class Draw:
         kinds (`Sequence[str]`): difficulty of every group, `None` of one without a scored rollout.
         metrics (`dict[str, float]`): of all M.
         rollout_s (`float`): seconds that this process's rollouts took.
+        drawn (`int`): groups that this process drew for those that it kept; 0 if it kept all.
     """
 
     mode: str
@@ -66,6 +67,7 @@ class Draw:
     kinds: Sequence[str | None] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     rollout_s: float = 0.0
+    drawn: int = 0
 
 
 class RolloutWriter:

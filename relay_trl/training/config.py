@@ -44,6 +44,9 @@ class RelayFields(TeacherFields, PromptFields):
             the paper, or the median answer of its `group`, so that a longer answer makes no teacher token cheaper.
         extra_rewards (`list[str]`, *optional*): dotted paths of TRL-style per-rollout rewards beside it; `reward_weights`
             weighs them all, the group reward first.
+        dynamic_sampling (`bool`, defaults to `False`): whether a group whose rollouts all earn the same group reward gives its
+            place to another prompt. The paper has none.
+        max_draws (`int`, defaults to `4`): groups drawn at most for one place, with `dynamic_sampling`.
         call_entropy_coef (`float`, defaults to `0.0`): weight of a bonus on the entropy of n's digits, mean over those of a
             micro-batch, which keeps n from settling early; the paper has none.
         grading_time_limit_s (`float`, defaults to `5.0`): seconds for one answer.
@@ -71,10 +74,62 @@ class RelayFields(TeacherFields, PromptFields):
     reward_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the reward."})
     rho_of: str = field(default="answer", metadata={"help": "rho is a share of the answer or of the group's median."})
     extra_rewards: list[str] | None = field(default=None, metadata={"help": "TRL-style rewards beside it, module:fn."})
+    dynamic_sampling: bool = field(default=False, metadata={"help": "Draw another prompt for a group of one reward."})
+    max_draws: int = field(default=4, metadata={"help": "Groups drawn at most for one place, with dynamic_sampling."})
     call_entropy_coef: float = field(default=0.0, metadata={"help": "Bonus on the entropy of n's digits."})
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
     rollouts_max_mb: int = field(default=512, metadata={"help": "MiB of rollouts kept on disk by each process."})
     profile_steps: int = field(default=0, metadata={"help": "Print where the time of so many steps goes."})
+
+    def check_relay(self):
+        """Refuses limits, rewards and teachers that cannot work.
+
+        Raises:
+            ValueError: with the name of the field.
+        """
+        self.check_prompts()
+        self.relay_config()
+        check_options(load_reward(self.reward), self.reward, self.reward_kwargs or {})
+        if self.rho_of not in ("answer", "group"):
+            raise ValueError(f"rho_of is {self.rho_of!r}; it must be answer (the paper's) or group.")
+        for path in self.extra_rewards or ():
+            load_function(path, "extra_rewards")
+        for name in ("max_teacher_failures", "max_malformed", "max_truncated", "max_zero_variance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1 (1 switches it off).")
+        for name in ("teacher_failure_steps", "guard_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 step.")
+        if self.max_draws < 2:
+            raise ValueError(f"max_draws is {self.max_draws}; it must be at least 2, or no group could be drawn again.")
+        if self.profile_steps < 0:
+            raise ValueError(f"profile_steps is {self.profile_steps}; it is a number of steps, 0 for none.")
+        if self.rollouts_max_mb < 0:
+            raise ValueError(
+                f"rollouts_max_mb is {self.rollouts_max_mb}; give the MiB to keep, or 0 to write no rollouts."
+            )
+        if self.call_entropy_coef < 0:
+            raise ValueError(f"call_entropy_coef is {self.call_entropy_coef}; it must be 0 (no bonus) or more.")
+        self.check_teacher()
+
+    def relay_config(self) -> RelayRules:
+        """The rules of this run's rollouts."""
+        return RelayRules(
+            max_completion_tokens=self.max_completion_length,
+            syntax=self.syntax,
+            max_calls=self.max_calls,
+            max_call_tokens=self.max_call_tokens,
+            fixed_call_tokens=self.fixed_call_tokens,
+            is_ended_by_teacher=self.is_ended_by_teacher,
+            student=Sampling(
+                self.temperature,
+                self.top_p,
+                max(self.top_k, 0),
+                self.min_p or 0.0,
+                repetition_penalty=self.repetition_penalty,
+            ),
+            teacher=Sampling(self.teacher_temperature, self.teacher_top_p),
+        )
 
 
 @dataclass
@@ -121,33 +176,12 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
         self._check_groups()
         check_words(self)
         super().__post_init__()
-        self.check_prompts()
-        self.relay_config()
-        check_options(load_reward(self.reward), self.reward, self.reward_kwargs or {})
-        if self.rho_of not in ("answer", "group"):
-            raise ValueError(f"rho_of is {self.rho_of!r}; it must be answer (the paper's) or group.")
-        for path in self.extra_rewards or ():
-            load_function(path, "extra_rewards")
-        for name in ("max_teacher_failures", "max_malformed", "max_truncated", "max_zero_variance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1 (1 switches it off).")
-        for name in ("teacher_failure_steps", "guard_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 step.")
-        if self.profile_steps < 0:
-            raise ValueError(f"profile_steps is {self.profile_steps}; it is a number of steps, 0 for none.")
-        if self.rollouts_max_mb < 0:
-            raise ValueError(
-                f"rollouts_max_mb is {self.rollouts_max_mb}; give the MiB to keep, or 0 to write no rollouts."
-            )
-        if self.call_entropy_coef < 0:
-            raise ValueError(f"call_entropy_coef is {self.call_entropy_coef}; it must be 0 (no bonus) or more.")
+        self.check_relay()
         if self.metric_for_best_model in ("loss", "eval_loss"):
             raise ValueError(
                 f"metric_for_best_model is {self.metric_for_best_model!r}, but an evaluation rolls out and grades only; name "
                 "what it reports, such as eval_relay/accuracy."
             )
-        self.check_teacher()
         if self.use_vllm and importlib.util.find_spec("vllm") is None:
             raise ImportError(
                 "use_vllm is true, but vLLM is not installed. Install it with `pip install relay_trl[vllm]`, or set "
@@ -181,6 +215,11 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             below = batch // step * step
             nearest = f"{below} or {below + step}" if below else step
             raise ValueError(f"{said}; per_device_train_batch_size: {nearest} makes whole ones.")
+        if self.dynamic_sampling and batch * steps % self.num_generations:
+            raise ValueError(
+                f"dynamic_sampling needs whole groups on each process, but it draws {batch * steps} rollouts in groups of "
+                f"{self.num_generations}; make per_device_train_batch_size * steps_per_generation a multiple of that."
+            )
 
     def check_student_server(self):
         """Refuses a student behind a server that cannot get new weights."""
@@ -198,25 +237,6 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
                 f"save_steps is {self.save_steps:g}, but the rollouts of one draw serve {steps} optimizer steps, and a run "
                 f"can resume only between two draws; set save_steps to a multiple of {steps}."
             )
-
-    def relay_config(self) -> RelayRules:
-        """The rules of this run's rollouts."""
-        return RelayRules(
-            max_completion_tokens=self.max_completion_length,
-            syntax=self.syntax,
-            max_calls=self.max_calls,
-            max_call_tokens=self.max_call_tokens,
-            fixed_call_tokens=self.fixed_call_tokens,
-            is_ended_by_teacher=self.is_ended_by_teacher,
-            student=Sampling(
-                self.temperature,
-                self.top_p,
-                max(self.top_k, 0),
-                self.min_p or 0.0,
-                repetition_penalty=self.repetition_penalty,
-            ),
-            teacher=Sampling(self.teacher_temperature, self.teacher_top_p),
-        )
 
 
 @dataclass(repr=False)

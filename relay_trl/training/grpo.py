@@ -7,7 +7,7 @@ tests/training/test_trl_contract.py checks them.
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,16 +20,17 @@ from trl import GRPOTrainer
 from ..engines.base import Engine
 from ..grading.grader import Grader
 from ..prompts import PromptBuilder, RunPrompts
-from ..rewards import difficulty, load_function, load_reward
+from ..rewards import load_function, load_reward
 from ..rollout_files import Draw, RolloutWriter
 from ..vocabulary import Vocabulary
 from .batches import tight_forward, tighten, why_not_sorted
 from .call_entropy import mean_entropy, number_mask
 from .callbacks import LimitedWaiting, ProgressLines, RecordingCallback, RelayProgressCallback
 from .config import RelayGRPOConfig
+from .groups import draw_with_spread, nothing_to_learn, score_groups
 from .guard import Guard, Suspect, flat_groups
 from .lora import check_sharding, give_bias
-from .metrics import FACTS, facts, shares, summarize
+from .metrics import facts, summarize
 from .profile import StepProfiler
 from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
@@ -81,7 +82,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         extra_rewards: list[Callable] | None = None,
         **kwargs: Any,
     ):
-        self._group_reward = partial(load_reward(args.reward), **(args.reward_kwargs or {}))
+        self.group_reward = partial(load_reward(args.reward), **(args.reward_kwargs or {}))
         named = [load_function(path, "extra_rewards") for path in args.extra_rewards or ()]
         self._engines: dict[str, Engine] = {}
         self._draw: Draw | None = None  # the last one
@@ -134,7 +135,10 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         seeds = [rollout_seed(self.args.seed, *place, draw.first + i) for i in range(len(prompts))]
         started = time.perf_counter()
         with student_engine(self, self._engines) as student:
-            traces = self.rollouts.run(prompts, seeds, student)
+            if self.args.dynamic_sampling and draw.mode == "train":
+                traces = self.rollouts.wait(draw_with_spread(self, draw, student))
+            else:
+                traces = self.rollouts.run(prompts, seeds, student)
         draw.rollout_s = time.perf_counter() - started
         return to_trl(traces, has_logprobs=self.use_vllm)
 
@@ -211,22 +215,27 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         """
         draw, traces = self._draw, [row[TRACE_COLUMN] for row in inputs]
         started, timeouts = time.perf_counter(), self.grader.timeouts
-        correct = self.grader.grade([trace.answer for trace in traces], [row["answer"] for row in inputs])
+        prompts[:] = [row["prompt"] for row in inputs]  # dynamic sampling may have put others in
+        correct = draw.correct or self.grader.grade(
+            [trace.answer for trace in traces], [row["answer"] for row in inputs]
+        )
         for row, trace, is_correct in zip(inputs, traces, correct, strict=True):
             row["relay_correct"], row["relay_teacher_share"] = is_correct, trace.teacher_share
-        own_s = [draw.rollout_s, time.perf_counter() - started, self.grader.timeouts - timeouts]
+        groups = len(traces) / draw.size
+        own_s = [draw.rollout_s, time.perf_counter() - started, self.grader.timeouts - timeouts, draw.drawn or groups]
         matrix = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         device = self.accelerator.device
         rows = [facts(trace, is_correct) for trace, is_correct in zip(traces, correct, strict=True)]
         rows = gather(torch.tensor(rows, dtype=torch.float32, device=device)).tolist()
         timings = gather(torch.tensor([own_s], dtype=torch.float32, device=device))
-        rewards, kinds = self._score_groups(rows, draw.size)
+        rewards, kinds = score_groups(rows, draw.size, self.args, self.group_reward)
         matrix[:, 0] = torch.tensor(rewards, device=device)
         matrix[matrix[:, 0].isnan()] = torch.nan  # no group reward: out of its group, whatever other rewards say
         total = (matrix * self.reward_weights.to(device)).nansum(1).masked_fill(matrix[:, 0].isnan(), torch.nan)
         metrics = summarize(rows, [kind for kind in kinds if kind is not None])
         metrics["rollout_s"], metrics["grading_s"] = timings.max(0).values[:2].tolist()
         metrics["grading_timeouts"] = timings[:, 2].sum().item()
+        metrics["draws"] = timings[:, 3].mean().item() / groups
         for name, value in metrics.items():
             # TRL logs the mean; so a smaller last batch of an evaluation gets the weight of its rollouts
             self._metrics[self._mode][f"relay/{name}"] += [value] * len(rows)
@@ -238,31 +247,6 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             metrics,
         )
         return matrix
-
-    def _score_groups(self, rows: list[list[float]], size: int) -> tuple[list[float], list]:
-        """Rewards of all rollouts of the global batch (NaN: not scored), and the difficulty of every group (`None` if
-        all its rollouts failed).
-        """
-        rewards, kinds = [float("nan")] * len(rows), []
-        column = {name: i for i, name in enumerate(FACTS)}
-        for start in range(0, len(rows), size):
-            group = [i for i in range(start, start + size) if not rows[i][column["failed"]]]
-            if not group:
-                kinds.append(None)
-                continue
-            correct = [bool(rows[i][column["correct"]]) for i in group]
-            called = [bool(rows[i][column["called"]]) for i in group]
-            values = self._group_reward(correct, called, shares([rows[i] for i in group], self.args.rho_of))
-            if not isinstance(values, Iterable) or len(values := list(values)) != len(group):
-                returned = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
-                raise ValueError(
-                    f"The reward {self.args.reward!r} returned {returned} for a group of {len(group)} rollouts; it must "
-                    "return one (or None) for each."
-                )
-            kinds.append(difficulty(correct, called))
-            for i, value in zip(group, values, strict=True):
-                rewards[i] = float("nan") if value is None else float(value)
-        return rewards, kinds
 
     def _watch(self, draw: Draw):
         """Shows the draw to the guard, which may end the run."""
@@ -276,6 +260,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             self.guard.refuse(draw.step, metrics["teacher_failures"], suspects)
             return
         known = [is_flat for is_flat in flat if is_flat is not None]
+        if self.args.dynamic_sampling and known and all(known):
+            raise RuntimeError(nothing_to_learn(draw.step, round(metrics["draws"] * len(flat)), metrics["accuracy"]))
         shares = {
             "teacher_failures": metrics["teacher_failures"],
             "malformed": metrics["malformed_rate"],

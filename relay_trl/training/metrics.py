@@ -52,6 +52,7 @@ METRICS = {
     "teacher_wait_s": "seconds that a rollout waited for its teacher, mean over rollouts",
     "student_cached_share": "share of the student's context tokens that came from its engine's prefix cache",
     "teacher_cached_share": "share of the teacher's context tokens that came from its engine's prefix cache",
+    "draws": "groups drawn for each one in the loss; above 1 only with `dynamic_sampling`",
     "rollout_s": "wall-clock seconds of the step's rollouts on the slowest process",
     "grading_s": "wall-clock seconds of the step's grading on the slowest process",
     "grading_timeouts": "answers that could not be graded within their time limit in this step; they count as wrong",

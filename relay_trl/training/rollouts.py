@@ -91,18 +91,22 @@ class Rollouts:
 
     def run(self, problems: list, seeds: list[int], student: Engine) -> list[Trace]:
         """One trace per problem, in order."""
-        jobs = [
+        return self.wait(together(self.jobs(problems, seeds, student)))
+
+    def jobs(self, problems: list, seeds: list[int], student: Engine) -> list[Coroutine]:
+        """One relay per problem, not yet begun."""
+        return [
             relay(self.builder.build(problem), student, self.teacher, self.config, seed)
             for problem, seed in zip(problems, seeds, strict=True)
         ]
-        return self.wait(_together(jobs))
 
     def wait(self, job: Coroutine) -> Any:
         """The result of a coroutine on the event loop that the engines' connections belong to."""
         return self._loop.run_until_complete(job)
 
 
-async def _together(jobs: list[Coroutine]) -> list[Trace]:
-    async with asyncio.TaskGroup() as group:  # one failure cancels the others
+async def together(jobs: list[Coroutine]) -> list[Any]:
+    """The results of coroutines that run at once, in order."""
+    async with asyncio.TaskGroup() as group:  # one failure cancels the others instead of leaving them behind
         tasks = [group.create_task(job) for job in jobs]
     return [task.result() for task in tasks]

@@ -31,11 +31,22 @@ PLANS = ("right", "call, right", "wrong", "call, wrong", "call, broken")
 GROUP = 8
 STEPS = 3
 
+
+def choose(problem, seed):
+    return PLANS[seed % len(PLANS)]
+
+
+def choose_by_problem(problem, seed):
+    """One reward for all rollouts of most problems."""
+    return choose(problem, seed) if len(problem) % 3 == 0 else "right"
+
+
 # What differs between the runs. The global batch is what counts, not its share per process.
 RUNS = {
     "a group across the processes": {"batch": GROUP},
     "two groups": {"batch": 2 * GROUP},
     "micro-batches": {"batch": GROUP, "steps_per_generation": 2, "gradient_accumulation_steps": 2},
+    "groups that teach": {"batch": 2 * GROUP, "dynamic_sampling": True, "choose": choose_by_problem},
     "the model's own words": {"batch": GROUP, "is_planned": False},
     "an adapter": {"batch": GROUP, "tags": "text"},
     "an adapter and call tokens": {"batch": GROUP, "tags": "tokens"},
@@ -45,10 +56,6 @@ WARMUPS = {"warm-up": None, "warm-up of an adapter": "text", "warm-up of an adap
 # A run that loses a process in the middle of a step, and the run that goes on from its newest whole checkpoint
 KILLED, RESUMED = "killed", "resumed"
 KILLED_AT = 2
-
-
-def choose(problem, seed):
-    return PLANS[seed % len(PLANS)]
 
 
 def adapter(tags):
@@ -83,7 +90,7 @@ class Death(TrainerCallback):
 def train_grpo(folder, options, num_processes, resume=None, callbacks=(), **fields):
     """One training; returns what this process holds at its end."""
     options = dict(options)
-    is_planned, tags = options.pop("is_planned", True), options.pop("tags", None)
+    is_planned, tags, plan = options.pop("is_planned", True), options.pop("tags", None), options.pop("choose", choose)
     recorder = Recorder()
     args = grpo_config(
         folder,
@@ -101,7 +108,7 @@ def train_grpo(folder, options, num_processes, resume=None, callbacks=(), **fiel
     )
     trainer = grpo_trainer(
         args,
-        choose if is_planned else None,
+        plan if is_planned else None,
         eval_dataset=rows(4, "validation"),
         extra_rewards=[recorder],
         peft_config=adapter(tags),
