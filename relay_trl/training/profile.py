@@ -139,7 +139,7 @@ class StepProfiler(TrainerCallback):
         if rollouts is None:  # TRL's own trainer
             timer.time(trainer, "_generate_single_turn", STUDENT)
             return
-        timer.time(rollouts, "run", RELAY)
+        timer.time(rollouts, "wait", RELAY)
         # If the event loop waits, only a server's reply is missing.
         timer.time(rollouts.selector, "select", lambda timeout=None: RELAY if timeout == 0 else WAITING)
         student = self._student or trainer._engines.get("student")
