@@ -50,8 +50,7 @@ class Draw:
         rewards (`Sequence[float]`, length M): of all processes; NaN is a rollout without a reward.
         kinds (`Sequence[str]`): difficulty of every group, `None` of one without a scored rollout.
         metrics (`dict[str, float]`): of all M.
-        rollout_s (`float`): seconds that this process's rollouts took.
-        drawn (`int`): groups that this process drew for those that it kept; 0 if it kept all.
+        rollout_s (`float`), drawn (`int`): this process's seconds, and the groups that it drew; 0 if it kept all.
     """
 
     mode: str

@@ -7,7 +7,7 @@ one reward for all, and the draw is the same however it is split over processes.
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engines.base import Engine
 from ..rewards import difficulty
@@ -17,9 +17,6 @@ from .config import RelayFields
 from .guard import flat_groups
 from .metrics import FACTS, facts, shares
 from .rollouts import rollout_seed, together
-
-if TYPE_CHECKING:
-    from .grpo import RelayGRPOTrainer
 
 
 def score_groups(
@@ -59,7 +56,7 @@ def score_groups(
     return rewards, kinds
 
 
-async def draw_with_spread(trainer: "RelayGRPOTrainer", draw: Draw, student: Engine) -> list[Trace]:
+async def draw_with_spread(trainer: Any, draw: Draw, student: Engine) -> list[Trace]:
     """This process's rollouts of a draw. Groups without any spread of the group reward are drawn again with other prompts,
     `max_draws` times at most; what the last of them gave is kept then.
 
@@ -83,7 +80,7 @@ async def draw_with_spread(trainer: "RelayGRPOTrainer", draw: Draw, student: Eng
 
 
 async def _draw_place(
-    trainer: "RelayGRPOTrainer", draw: Draw, student: Engine, row: dict[str, Any], place: int
+    trainer: Any, draw: Draw, student: Engine, row: dict[str, Any], place: int
 ) -> tuple[dict[str, Any], list[Trace], list[bool], int]:
     """The group at one place of the draw: its row, rollouts, verdicts, and the groups that were drawn for it."""
     args, where = trainer.args, ("train", draw.step - 1, draw.batch)

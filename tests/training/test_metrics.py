@@ -69,7 +69,7 @@ def test_metrics_by_hand():
             "student_cached_share": 0.6,
         }
     )
-    timed_by_the_trainer = {"rollout_s", "grading_s", "grading_timeouts"}
+    timed_by_the_trainer = {"rollout_s", "grading_s", "grading_timeouts", "draws"}
     assert set(METRICS) - set(found) == timed_by_the_trainer | {"teacher_cached_share"}
 
 
