@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from relay_trl.engines.transformers import TransformersEngine
 from relay_trl.relay_config import RELAY_CONFIG_NAME, load_record
 from relay_trl.trace import Author, Span, Trace
-from relay_trl.training import RelayGRPOTrainer
+from relay_trl.training.groups import score_groups
 from relay_trl.training.metrics import METRICS, facts
 
 MIXED = ("right", "call, right", "wrong", "call, wrong")
@@ -335,10 +335,8 @@ def test_what_the_rewards_rho_is_a_share_of(rho_of, expected):
             [0], [Span(Author.STUDENT, [1] * (length - teacher), ""), Span(Author.TEACHER, [2] * teacher, "")]
         )
         rows.append(facts(trace, True))
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(rho_of=rho_of, reward="mine"), _group_reward=lambda correct, called, rho: rho
-    )
-    assert RelayGRPOTrainer._score_groups(trainer, rows, 3)[0] == pytest.approx(expected)
+    args = SimpleNamespace(rho_of=rho_of, reward="mine")
+    assert score_groups(rows, 3, args, lambda correct, called, rho: rho)[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
