@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from relay_trl.engines.in_flight import ask_all
+from relay_trl.engines.base import EngineError
+from relay_trl.engines.in_flight import ask_all, ask_past_failures
 from relay_trl.run_files import ResumableRows
 
 
@@ -114,3 +115,50 @@ def test_an_error_ends_the_rest():
     with pytest.raises(KeyError, match="broken"):
         collect(range(9), ask, 3)
     assert sorted(cancelled) == [0, 2]
+
+
+@pytest.mark.parametrize("is_in_waves", [False, True])
+def test_in_waves_the_next_jobs_begin_when_all_are_done(is_in_waves):
+    under_way, seen = 0, []
+
+    async def ask(job):
+        nonlocal under_way
+        under_way += 1
+        seen.append((job, under_way))
+        for _ in range(job % 3 + 1):
+            await asyncio.sleep(0)
+        under_way -= 1
+        return job
+
+    async def collect():
+        return [job async for job, _ in ask_all(range(9), ask, 3, is_in_waves)]
+
+    assert sorted(asyncio.run(collect())) == list(range(9))
+    first_of_each_wave = [count for job, count in seen if job % 3 == 0]
+    assert (first_of_each_wave == [1, 1, 1]) is is_in_waves
+
+
+def test_a_failing_engine_holds_up_no_other_job():
+    async def ask(job):
+        await asyncio.sleep(0)
+        if job in (2, 5):
+            raise EngineError(f"fault {job}.")
+        return job
+
+    async def collect(most):
+        done = []
+        with pytest.raises(
+            EngineError, match=r"Lost 2 jobs, the last time with: fault 5\. What is done so far is kept"
+        ) as error:
+            async for job, _ in ask_past_failures(range(8), ask, 1, most, "Lost {} jobs"):
+                done.append(job)
+        return done, error
+
+    assert asyncio.run(collect(2))[0] == [0, 1, 3, 4, 6, 7]
+
+    async def stopped():
+        with pytest.raises(EngineError, match="Lost 1 jobs, the last time with: fault 2"):
+            async for _ in ask_past_failures(range(8), ask, 1, 1, "Lost {} jobs"):
+                pass
+
+    asyncio.run(stopped())
