@@ -1,7 +1,7 @@
 """Adds what was written to a trace: spans, their texts, and the calls in them.
 
 Owns the border of two spans. Texts are those of all tokens behind one another, so that a character whose tokens lie on both
-sides is that character; it belongs to the span in which it ends. Until it ends, the earlier span ends in U+FFFD.
+sides is that character; it belongs to the span in which it ends. Where it does not go on, the earlier span ends in U+FFFD.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ def add_words(
     if not ids:
         return
     words = ids[:-1] if is_ended else ids
-    opened = open_ids(trace.spans, vocabulary) if words else []
+    opened = open_ids(trace.spans, vocabulary)
+    opened = opened if vocabulary.continues(opened, words) else []
     _give_up(trace.spans, opened, vocabulary)
     if not trace.spans or trace.spans[-1].author is not author:
         trace.spans.append(Span(author, [], "", logprobs=[] if author is Author.STUDENT else None))
@@ -63,11 +64,8 @@ def add_student(trace: Trace, written: Generation, vocabulary: Vocabulary, synta
         raise EngineError("The student's engine returned no token ids; a student's must, at least one per request.")
     ids = written.ids[:-1] if written.finish is FinishReason.EOS else written.ids
     if not trace.spans or trace.spans[-1].author is not Author.STUDENT:
-        opened = open_ids(trace.spans, vocabulary) if ids else []
-        _give_up(trace.spans, opened, vocabulary)
         trace.spans.append(Span(Author.STUDENT, [], "", logprobs=[]))
     *earlier, span = trace.spans
-    opened = open_ids(earlier, vocabulary)
     seen = len(syntax.find(span.text))
     span.ids = span.ids + written.ids
     if span.logprobs is not None and written.logprobs is not None:
@@ -75,6 +73,10 @@ def add_student(trace: Trace, written: Generation, vocabulary: Vocabulary, synta
     else:
         span.logprobs = None
     content = span.ids[: len(span.ids) - (len(written.ids) - len(ids))]
+    opened = open_ids(earlier, vocabulary)
+    opened = opened if vocabulary.continues(opened, content) else []
+    _give_up(earlier, opened, vocabulary)
+    trace.spans[:-1] = earlier
     span.text = vocabulary.decode_behind(opened, content)
     _keep(trace.spans, opened, content, vocabulary, syntax)
     span.malformed = syntax.count_malformed(span.text)

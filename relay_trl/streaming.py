@@ -39,9 +39,10 @@ class Feed:
             is_shared (`bool`): whether the engine's ids are the student's.
         """
         self._author, self._engine, self._left = author, engine, limit
-        # Somebody else's tokens do not end the character
-        self._lead = "" if is_shared else self._vocabulary.unfinished(opened)
-        self._open_ids = list(opened) if is_shared else []
+        # The student's own are one text; somebody else's tokens do not end the character
+        self._undecided = self._left_open is not None and self._left_open[0] is not author
+        self._opened = list(opened) if is_shared else []
+        self._open_ids = list(self._opened)
         shown = self._vocabulary.decode(self._open_ids) if self._open_ids else ""
         self._known = len(shown.rstrip(UNFINISHED))  # characters in front of the unfinished one that were told before
         self._open_text = ""
@@ -57,7 +58,9 @@ class Feed:
             text = self._open_text + str(piece)
             whole = text.rstrip(UNFINISHED) if self._left > 0 else ""
             self._open_text = text[len(whole) :]
-            self._hear(whole, 0)
+            if whole:
+                self._decide()
+            self._tell(whole, 0)
             return
         ids = piece[: self._left]
         self._left -= len(ids)
@@ -68,15 +71,17 @@ class Feed:
         text = vocabulary.decode(self._open_ids)[self._known :] if self._open_ids else ""
         if text.endswith(UNFINISHED) and len(self._open_ids) < vocabulary.PATIENCE:
             text = ""
-        else:
-            self._open_ids, self._known = [], 0
         # A teacher's end is no token of the answer: the student's, which may close it, is set there without being heard
-        self._hear(text, len(ids) if self._author is Author.STUDENT else len(words))
+        if text and self._decide():
+            text = text.removeprefix(vocabulary.unfinished(self._opened))
+        if text:
+            self._open_ids, self._known = [], 0
+        self._tell(text, len(ids) if self._author is Author.STUDENT else len(words))
 
     @property
     def words(self) -> str:
         """What the engine itself was heard to write in this turn."""
-        return self._told[len(self._lead) :]
+        return self._told
 
     def close(self, text: str, count: int, opened: list[int]):
         """The turn has ended: tells what is still missing of the `text` and the `count` tokens that went into the trace.
@@ -87,6 +92,7 @@ class Feed:
         unfinished = self._vocabulary.unfinished(opened)
         whole = text[: len(text) - len(unfinished)] if text.endswith(unfinished) else text
         if text:
+            self._decide()
             self._left_open = (self._author, text[len(whole) :]) if len(whole) < len(text) else None
         self._tell(whole[len(self._told) :], count - self._count)
 
@@ -96,8 +102,14 @@ class Feed:
             self._listener(*self._left_open, 0)
             self._left_open = None
 
-    def _hear(self, text: str, count: int):
-        self._tell(self._lead + text if text and not self._told else text, count)
+    def _decide(self) -> bool:
+        """Whether what was heard leaves the character in front broken, which is then told as the earlier author's."""
+        own = self._open_ids[len(self._opened) :]
+        is_broken = self._undecided and not (self._opened and self._vocabulary.continues(self._opened, own))
+        self._undecided = False
+        if is_broken:
+            self.end()
+        return is_broken
 
     def _tell(self, text: str, count: int):
         if text or count > 0:

@@ -87,6 +87,12 @@ class Vocabulary:
         text = self.decode(opened) if opened else ""
         return text[len(text.rstrip(UNFINISHED)) :]
 
+    def continues(self, opened: list[int], ids: list[int]) -> bool:
+        """Whether `ids` go on with the unfinished character of `opened`, rather than leave it broken."""
+        if not opened or not ids:
+            return False
+        return self.decode_behind(opened, ids) != self.unfinished(opened) + self.decode_behind([], ids)
+
     def decode_behind(self, opened: list[int], ids: list[int]) -> str:
         """The text of `ids` behind an unfinished character, which it begins with."""
         if not ids:

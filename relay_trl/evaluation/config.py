@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..call_syntax import CallSyntax
+from ..data.files import kind_of
 from ..data.registry import REPORTED, SOURCES
 from ..data.sources import load_rows
 from ..engines.base import Engine, Sampling
@@ -211,7 +212,10 @@ class EvaluationConfig(TeacherFields):
     def load_rows(self) -> list[dict]:
         """The problems of the one benchmark, also those without a gold answer; see [`~relay_trl.data.sources.load_rows`]."""
         columns = (self.problem_column, self.answer_column)
-        return load_rows(self.benchmark, self.data_dir, self.split, self.limit, self.seed, *columns)
+        # Of several benchmarks, those that have splits
+        is_file = self.benchmark in SOURCES or kind_of(self.benchmark) not in (None, "saved")
+        split = None if is_file else self.split
+        return load_rows(self.benchmark, self.data_dir, split, self.limit, self.seed, *columns)
 
     def load_grader(self) -> AnyGrader:
         """The one benchmark's grader."""
