@@ -65,7 +65,7 @@ def final_answer(text: str, marker: str | None = None) -> str | None:
 
     Returns:
         `str` or `None`: The last box ([`last_boxed`]), or the first line with something in it behind the last `marker`,
-        without a colon in front of it and without emphasis; a box in that line is the answer. `None` if the text has no box or
+        without a colon in front of it and without emphasis; a box in that line is the answer if no number stands before it. `None` if the text has no box or
         no marker.
     """
     if marker is None:
@@ -75,7 +75,8 @@ def final_answer(text: str, marker: str | None = None) -> str | None:
         return None
     rest = rest.lstrip(" \t:*_" if rest.lstrip(" \t*_").startswith(":") else " \t").lstrip()
     line = rest.split("\n", 1)[0].strip()
-    if "\\boxed" in line or "\\fbox" in line:
+    head, box, _ = line.partition("\\boxed") if "\\boxed" in line else line.partition("\\fbox")
+    if box and not re.search(r"\d", head):  # with a number in front of the box there are two answers
         return last_boxed(rest if last_boxed(line) is None else line)
     # "**#### 42**": what closes an emphasis that was opened in front of the marker
     opened = re.search(r"(\*\*|__|\*|_)\s*$", before)

@@ -136,7 +136,7 @@ def test_what_is_unknown_makes_the_sum_unknown_and_no_more():
         ("teacher: {read: .inf}", "teacher.read is inf"),
         ("teacher: {read: much}", "teacher.read is 'much'"),
         ("prices: {}", "must have the fields currency, student, teacher"),
-        ("student: [", "no valid YAML"),
+        ("student: [", "is not valid YAML"),
         ("student: 3", "student has 3"),
     ],
 )

@@ -257,7 +257,10 @@ def test_build_warmup_refuses(refuse, changes, said):
     ("changes", "said"),
     [
         ({"add_call_tokens": None}, r"no tokens that spell '<call>1</call>'; set add_call_tokens"),
-        ({"max_completion_length": 2}, r"None of the 8 answers ended within max_completion_length=2; raise it"),
+        (
+            {"calls": "random", "max_completion_length": 2},
+            r"None of the 8 answers ended within max_completion_length=2; raise it",
+        ),
         ({"max_prompt_length": 4}, r"arithmetic: 8 of 8 prompts are longer than max_prompt_length=4"),
     ],
 )
@@ -282,7 +285,7 @@ def test_build_warmup_searches_in_shards(launch, tmp_path):
 
 
 def test_build_warmup_goes_on_where_it_was_stopped(launch, monkeypatch, tmp_path, capsys):
-    options = {"student": str(PAIR / "student"), "dataset_size": 24, "max_in_flight": 8}
+    options = {"student": str(PAIR / "student"), "calls": "random", "dataset_size": 24, "max_in_flight": 8}
     assert launch("build_warmup", **options)[0] == 0
     whole = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").unlink()

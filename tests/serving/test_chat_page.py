@@ -47,7 +47,7 @@ def test_the_page_is_told_the_prices_of_evaluation(tmp_path):
         ("", "has no student.write; the page needs"),
         ("student: {write: 1}", "has no teacher.write"),
         ("student: {write: -1}\nteacher: {write: 1}", "student.write is -1"),
-        ("{", "no valid YAML"),
+        ("{", "is not valid YAML"),
         ("student: [1]\nteacher: 2", "student has"),
     ],
 )
