@@ -153,4 +153,4 @@ def _saved(path: str, split: str | None) -> Iterator[dict]:
         raise ValueError(f"The split {split!r} was asked for, but {path} holds one set without splits; leave it unset.")
     if len(found) == 0:
         raise ValueError(f"{path} has no rows.")
-    yield from found
+    yield from (dict(row) for row in found)

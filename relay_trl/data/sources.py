@@ -168,7 +168,7 @@ def _read(
                     *(source.hub_id, source.config),
                     split=source.split,
                     revision=source.revision,
-                    streaming=is_streamed,
+                    streaming=is_streamed,  # type: ignore[arg-type]  (either value is one of its overloads)
                 )
             )
         path = Path(data_dir) / source.file

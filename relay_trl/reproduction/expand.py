@@ -75,6 +75,12 @@ class Stage:
         """Its YAML."""
         return self.folder / "configs" / f"{self.name}.yaml"
 
+    @property
+    def written(self) -> Path:
+        """Its result, of a stage that has one."""
+        assert self.result is not None
+        return self.result
+
     def words(self) -> list[str]:
         """The command after `python`, without what depends on the machine."""
         start = ["-m", "accelerate.commands.launch", "--config_file", *self.launch] if self.launch else []

@@ -38,8 +38,8 @@ class Outcome:
             if not self._runs.is_seeded(name):
                 stage = self._runs.stages(name, None, self._chosen)[-1]
                 evaluation = [s for s in self._runs.stages(name, None, self._chosen) if s.section == "evaluate"]
-                if evaluation and evaluation[0].result.exists():
-                    found[name] = (evaluation[0].result.parent, stage.label)
+                if evaluation and evaluation[0].written.exists():
+                    found[name] = (evaluation[0].written.parent, stage.label)
         return found
 
     def _write_table(self):
@@ -72,8 +72,8 @@ class Outcome:
                 run.labels = {methods.pop(): label}
             runs.append(run)
             trained = [stage for stage in self._runs.stages(name, None, self._chosen) if stage.section == "grpo"]
-            if trained and trained[0].result.exists():
-                logs[label or name] = read_log(trained[0].result.parent)
+            if trained and trained[0].written.exists():
+                logs[label or name] = read_log(trained[0].written.parent)
         report = self.pair.output_dir / "report"
         title = f"{self.pair.student} with {self.pair.teacher}"
         print_results(write_report(runs, report, logs, title))

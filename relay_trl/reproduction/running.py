@@ -65,7 +65,7 @@ def _check_settings(stage: Stage):
             f"{name} was {redact(old.get(name), name)!r} and is now {redact(new.get(name), name)!r}"
             for name in names[:3]
         )
-        place = stage.result if stage.section == "warmup" else stage.result.parent
+        place = stage.written if stage.section == "warmup" else stage.written.parent
         raise ValueError(
             f"{stage.folder} holds a run of the stage {stage.name} with other settings: {shown}. Give another output_dir, as "
             f"output_dir=runs/another, or remove {place} and what was made from it."

@@ -125,7 +125,7 @@ class Runs:
                 print(error, flush=True)
                 lines.append(f"| {name} | its training stopped | | |")
                 continue
-            (row,) = json.loads(self.candidate(name)[-1].result.read_text(encoding="utf-8"))["results"]
+            (row,) = json.loads(self.candidate(name)[-1].written.read_text(encoding="utf-8"))["results"]
             accuracy, rho = 100 * row["accuracy"], 100 * row["teacher_share"]
             scores[name] = accuracy - rho
             lines.append(f"| {name} | {accuracy:.1f} | {rho:.1f} | {row['requested'] or '-'} |")

@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def defaults_of(section: str) -> dict[str, object]:
     return found
 
 
-def load_classes(section: str) -> tuple[type, ...]:
+def load_classes(section: str) -> tuple[Any, ...]:
     """The config classes of a section's recipe."""
     return tuple(_load(path) for path in SECTIONS[section].classes)
 

@@ -87,6 +87,7 @@ class TeacherServer:
             return None
         code = self._process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        assert self._log is not None  # it was started
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         last = f" Its last line: {lines[-1]}" if lines else ""
         return f"the teacher's server {how}; its log is {self._log}. Run the command again to go on.{last}"

@@ -112,7 +112,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self.add_callback(LimitedWaiting)
         self.add_callback(ProgressLines)
         self.add_callback(RecordingCallback(self.writer, self.relay_record))
-        if args.steps_per_generation > 1 and (local := why_not_sorted(self)):
+        if (args.steps_per_generation or 1) > 1 and (local := why_not_sorted(self)):
             logger.warning(f"{local} is a mean over each micro-batch, so rows of like length are not put together.")
         self.guard = Guard(args)
         self.add_callback(self.guard)
