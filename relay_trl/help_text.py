@@ -1,6 +1,6 @@
 """The `--help` of a recipe: this package's options first and in groups, then TRL's, then transformers'.
 
-Owns the groups and their order. What an option means is said where it is defined.
+Owns the groups and their order. The help text of an option stands where the option is defined.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _GROUPS = {
     ),
     "reward": ("reward", "extra_rewards", "min_pass_rate", "max_pass_rate"),
 }
-"""Groups of this package's options, and how their names begin."""
+"""Groups of this package's options, and the prefixes of their names."""
 
 _REST = "rollouts and the rest"
 _OWNERS = {"trl": "TRL's options", "transformers": "transformers' options"}
@@ -44,7 +44,7 @@ def owner_of(kind: type, name: str) -> str:
 
 
 def group_of(kind: type, name: str) -> str:
-    """The heading under which an option stands."""
+    """The heading of an option's group."""
     if name not in ("model_name_or_path",) and (owner := owner_of(kind, name)) in _OWNERS:
         return _OWNERS[owner]
     return next((group for group, starts in _GROUPS.items() if name.startswith(starts)), _REST)

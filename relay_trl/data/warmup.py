@@ -52,10 +52,10 @@ class WarmupConfig(PromptFields, SearchFields):
             instead; the paper has none. Long answers of many steps hold few calls that random lengths fit.
         step_start_share (`float`, defaults to `0.0`): share of calls that stand where a step begins; the others, and all of
             the paper's, may stand at any token.
-        called_share (`float`, *optional*): share of the rows that have calls, for which others are left out by lot; `None`
+        called_share (`float`, *optional*): share of rows with calls; other rows are left out at random to reach it. `None`
             keeps all rows.
         shard (`int`, defaults to `0`), num_shards (`int`, defaults to `1`): this process makes every `num_shards`-th answer,
-            the `shard`-th first; whichever process ends last writes the rows.
+            beginning with number `shard`; the process that ends last writes the rows.
         add_call_tokens (`bool`, defaults to `False`): write the tags as added special tokens.
         seed (`int`, defaults to `42`).
     """

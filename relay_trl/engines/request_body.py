@@ -1,6 +1,6 @@
-"""What a server that speaks OpenAI's API is asked for: the fields of a request beside its context.
+"""The fields of a request to a server with OpenAI's API, without its context.
 
-Owns the differences between servers in what they take; their answers are `replies.py`'s business.
+Owns the differences between servers in the fields that they accept. `replies.py` reads their answers.
 """
 
 from typing import Any
@@ -20,9 +20,9 @@ def request_body(
     """The fields for at most `max_tokens` tokens, up to a stop string.
 
     Args:
-        vocabulary ([`Vocabulary`], *optional*): of the served model, where ids are exchanged; `None` exchanges text only.
+        vocabulary ([`Vocabulary`], *optional*): of the served model; `None` if only text is exchanged.
         api (`"completions"`, `"chat"` or `"instruct"`).
-        needs_logprobs (`bool`): one log-probability per token.
+        needs_logprobs (`bool`): ask for one log-probability per token.
         max_tokens (`int`), stop (`tuple[str, ...]`), sampling ([`Sampling`]): of the request.
     """
     body: dict[str, Any] = {

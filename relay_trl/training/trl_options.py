@@ -1,7 +1,7 @@
 """Options of TRL and transformers that would have no effect here, and are therefore refused by name.
 
-Owns which these are and why, and which words an option takes. docs/training.md has the table of all options; tests/training/test_trl_options.py holds the two together, and
-both against the installed TRL.
+Owns these options with the reasons, and the words that an option accepts. docs/training.md has the table of all options;
+tests/training/test_trl_options.py compares both with each other and with the installed TRL.
 """
 
 import logging
@@ -61,12 +61,12 @@ SFT = {
 
 @dataclass(frozen=True)
 class Needs:
-    """Options that another one switches on, and that are refused without it.
+    """Options that need another setting, and are refused without it.
 
     Args:
-        names (`str`): with blanks between them.
-        setting (`str`): what they need, for people.
-        is_met (`Callable`): whether a config has it.
+        names (`str`): the options, separated by blanks.
+        setting (`str`): the setting that they need, for messages.
+        is_met (`Callable`): whether a config has this setting.
         is_switch (`bool`, defaults to `False`): they are set aside with a warning and not refused, so that one YAML serves
             with and without it.
     """
@@ -139,7 +139,7 @@ SFT_NEEDS = [
         "packing_strategy", "packing: true or eval_packing: true", lambda config: config.packing or config.eval_packing
     ),
 ]
-"""What only works together."""
+"""Options that only work together with a setting."""
 
 
 WORDS = {
@@ -150,16 +150,16 @@ WORDS = {
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
-"""Options of GRPO that take one of a few words, which TRL looks at when the run has begun."""
+"""Options of GRPO with a few allowed words. TRL checks them only after the run has begun."""
 
 
 def check_words(config: Any):
-    """Refuses values that TRL would only find at the first step, and writes a truth value of `scale_rewards` as TRL's word.
+    """Refuses values that TRL would only refuse at the first step, and turns a boolean `scale_rewards` into TRL's word.
 
     Raises:
-        ValueError: naming the option, its value, and what it takes.
+        ValueError: with the option, its value, and the allowed values.
     """
-    words = {"true": "group", "false": "none"}  # on a command line a truth value is a word
+    words = {"true": "group", "false": "none"}  # on a command line a boolean is a word
     config.scale_rewards = words.get(str(config.scale_rewards).lower(), config.scale_rewards)
     for name, known in WORDS.items():
         if getattr(config, name) not in known:
@@ -179,7 +179,7 @@ def refuse_unused(config: Any, refused: dict[str, str], needs: list[Needs]):
         needs (`list[Needs]`): see [`GRPO_NEEDS`] and [`SFT_NEEDS`].
 
     Raises:
-        ValueError: naming the first of them, its value, and why.
+        ValueError: with the first of them, its value, and the reason.
     """
     given = given_options(config)
     for name, reason in refused.items():

@@ -223,7 +223,7 @@ def test_results_of_other_methods_are_not_claimed_for_the_model(tmp_path):
 def test_the_card_of_a_warm_up(tmp_path):
     text = write_model_card(tmp_path, OTHER, log_history=[{"loss": 0.31234}]).read_text()
     assert card_faults(text) == []
-    assert "Loss (`loss`) | 0.3123 |" in text and "not yet learnt when" in text
+    assert "Loss (`loss`) | 0.3123 |" in text and "but not yet when" in text
     assert "load_engine(record.teacher, revision=record.teacher_revision)" in text
     assert "| prompt | `Q: {problem}\\nA:` |" in text
     assert "| system prompt | `` Étape par étape \\| `so`. `` |" in text
@@ -388,6 +388,7 @@ TRAIN = """
     text = "67+37=104;104-12=92;#92"
     ids = {"prompt_ids": tokenizer("67+37-12=")["input_ids"],
            "completion_ids": [*tokenizer(text)["input_ids"], tokenizer.eos_token_id], "completion": text}
+    ids["completion_mask"] = [1] * len(ids["completion_ids"])
     trainer = RelaySFTTrainer(student, args, Dataset.from_list([ids] * 8), tokenizer,
                               peft_config=LoraConfig(r=2, target_modules="all-linear"))
     trainer.train()

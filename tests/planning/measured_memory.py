@@ -50,6 +50,7 @@ def _now(name: str) -> int:
 def _warm_up(model, tokenizer, args: dict, batch: int, tokens: int, peft):
     words = tokenizer("1+" * tokens)["input_ids"][: tokens - 1]
     row = {"prompt_ids": words[:8], "completion_ids": [*words[8:], tokenizer.eos_token_id]}
+    row["completion_mask"] = [1] * len(row["completion_ids"])
     rows = Dataset.from_list([row | {"completion": tokenizer.decode(words[8:])}] * (2 * batch))
     config = RelaySFTConfig(warmup_data="rows", max_length=1024, **args)
     return RelaySFTTrainer(model, config, rows, tokenizer, peft_config=peft)

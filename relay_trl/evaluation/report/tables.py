@@ -15,27 +15,25 @@ MAX_KINDS = 8
 """With more kinds than this, each kind is a row and each method a column."""
 
 NOTES = (
-    "Accuracy: mean over problems of each one's share of right answers, with a bootstrap 95 % interval over problems. "
-    "pass@k: problems that at least one of k answers solves, estimated without bias from all of them.",
-    "Teacher share (rho): teacher tokens / completion tokens without commands, averaged over answers. Teacher tokens: "
-    "teacher tokens / all tokens, commands included, over the run: the paper's figure. It leaves out what the teacher has "
-    "to read (the prompt and the answer so far, again at each call, less what its prefix cache holds), what the student "
-    "writes and reads, and that the teacher's tokens cost more than the student's; the table of costs has these.",
+    "Accuracy: share of right answers to a problem, mean over problems, with a bootstrap 95 % interval over problems. "
+    "pass@k: share of problems that at least one of k answers solves, an unbiased estimate from all answers.",
+    "Teacher share (rho): teacher tokens / completion tokens without commands, mean over answers. Teacher tokens: teacher "
+    "tokens / all tokens of the run, with commands, the paper's figure. It does not include what the teacher reads (the "
+    "prompt and the answer so far, again at each call, without what its prefix cache has), what the student writes and "
+    "reads, and that the teacher's tokens cost more than the student's. The table of costs includes these.",
     "Called: share of answers with a well-formed command, answered or not; calls each: such commands per answer.",
     "Gap rec.: gap recovered, the share of the way from the student's to the teacher's accuracy; a random router of "
     "equal accuracy sends this share of the problems to the teacher. Cost red.: cost reduction, 1 - teacher tokens / "
     "that share. Both with bootstrap intervals over problems, the same problems drawn for all methods.",
-    "Difficulty: the student (teacher) solves a problem if at least half of its own answers are right. Where these are the "
-    "very answers in the table, its accuracy there is 100 % or 0 % by definition.",
-    "Costs, per answer: tokens written and read by each model; read anew are those that no prefix cache held. "
-    "Active parameters: of the model that wrote a token, averaged over tokens. FLOPs: 2 N for each token that a model of N "
-    "parameters reads or writes, attention left out; without cache, as if each request were read anew.",
+    "Difficulty: the student (teacher) solves a problem if at least half of its own answers are right. If the table shows "
+    "these same answers, their accuracy is 100 % or 0 % by definition.",
+    "Costs, per answer: tokens that each model wrote and read; 'read anew' are those that did not come from a prefix cache. "
+    "Active parameters: those of the model that wrote a token, mean over tokens. FLOPs: 2 N for each token that a model "
+    "with N parameters reads or writes, without attention; without cache: as if every request were read completely.",
     "Against relay: paired bootstrap over problems (difference, interval, p) and McNemar's exact test on the problems that "
     "one of the two solves; no correction for many comparisons.",
 )
-FAILURE_NOTE = (
-    "Failed: answers that a failing teacher cut off. They are neither right nor wrong and count in no other column."
-)
+FAILURE_NOTE = "Failed: answers that ended because the teacher failed. They are neither right nor wrong and count in no other column."
 
 
 @dataclass(frozen=True)
