@@ -22,9 +22,10 @@ COLUMNS = {
     "prompt": "the problem, as it stands in its source",
     "problem": "the problem",
     "answer": "the gold answer",
-    "completion": "the student's own answer, with calls put in at random places",
+    "completion": "the student's answer, with its calls and, where they were searched for, what the teacher wrote",
     "prompt_ids": "token ids of the prompt, in the student's vocabulary",
-    "completion_ids": "token ids of the completion: the student's as sampled, and those of the commands",
+    "completion_ids": "token ids of the completion",
+    "completion_mask": "1 for a token to learn, 0 for one that the teacher wrote",
     "calls": "commands in the completion",
 }
 """Meanings of the columns in files of this package."""
@@ -97,6 +98,7 @@ def write_dataset_card(
         name=repo_id.rpartition("/")[2],
         repo_id=json.dumps(repo_id),
         is_warmup=is_warmup,
+        is_searched="completion_mask" in names and any(0 in mask for mask in rows["completion_mask"]),
         num_rows=f"{len(rows):,}",
         num_calls=f"{sum(rows['calls']):,}" if "calls" in names else None,
         columns=[(name, COLUMNS.get(name, "-")) for name in names],

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from helpers.hub_server import HubServer, card_data, card_faults
 from huggingface_hub import DatasetCard, ModelCard
 
@@ -259,3 +260,11 @@ def test_pushing_to_the_hub(tmp_path):
             assert not any(TOKEN.encode() in content for content in repo.files.values())
     (gone,) = recipe(hub, tmp_path, (model, TOKEN))
     assert "ConnectionError: The Hub cannot be reached" in gone
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"), [([1, 1], "inserted at random places"), ([1, 0], "written by the larger model")]
+)
+def test_the_card_of_warm_up_data_says_where_its_calls_come_from(tmp_path, mask, said):
+    row = {"prompt": "1+1=", "completion": "2", "completion_ids": [2, 3], "completion_mask": mask}
+    assert said in write_dataset_card(tmp_path, Dataset.from_list([row]), "me/rows", "rows.jsonl").read_text()
