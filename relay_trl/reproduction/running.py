@@ -214,8 +214,8 @@ def _tail(log: Path, size: int = 1 << 16) -> list[str]:
 
 
 def _progress_in(log: Path) -> str:
-    """The last line of progress."""
-    return next((line.removeprefix(MARK) for line in reversed(_tail(log)) if line.startswith(MARK)), "")
+    """The last line of progress. It may follow a progress bar on the same line."""
+    return next((line.partition(MARK)[2] for line in reversed(_tail(log)) if MARK in line), "")
 
 
 def _error_in(log: Path) -> str:

@@ -109,7 +109,7 @@ def test_two_runs_into_one_folder_with_other_settings_are_refused(stage):
 
 def test_progress_is_seen_where_there_is_no_terminal(stage, monkeypatch):
     monkeypatch.setenv(EVERY, "0.3")
-    code = f"import time; print({MARK!r} + '3 of 4 steps, accuracy 0.50', flush=True); time.sleep(1.2)"
+    code = f"import time; print('a bar: 70%', end='', flush=True); print({MARK!r} + '3 of 4 steps, accuracy 0.50', flush=True); time.sleep(1.2)"
     said = run([stage("first", code=code)])
     assert "   first: 3 of 4 steps, accuracy 0.50 (" in said
 
