@@ -91,7 +91,9 @@ class Vocabulary:
         """Whether `ids` go on with the unfinished character of `opened`, rather than leave it broken."""
         if not opened or not ids:
             return False
-        return self.decode_behind(opened, ids) != self.unfinished(opened) + self.decode_behind([], ids)
+        # Bytes inside a character mean nothing alone. Some decoders make U+FFFD of whole characters behind a broken one
+        alone = self.decode_behind([], ids)
+        return alone.startswith(UNFINISHED) and self.decode_behind(opened, ids) != self.unfinished(opened) + alone
 
     def decode_behind(self, opened: list[int], ids: list[int]) -> str:
         """The text of `ids` behind an unfinished character, which it begins with."""

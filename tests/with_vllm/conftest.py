@@ -22,6 +22,7 @@ for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_
 START_LIMIT_S = 240
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if not loop.last %}{{ '|' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}|<assistant>{% endif %}"
 )
 
 
