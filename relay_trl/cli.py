@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import yaml
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import distributed
 from trl import TrlParser
@@ -17,7 +18,7 @@ from .engines.base import EngineError
 from .help_text import grouped_help
 from .launch import check_launch, end_process, explain
 
-EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError)
+EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError, TemplateError)
 """Errors that a user can fix; they are shown as one sentence."""
 
 
@@ -102,7 +103,10 @@ def run(main: Callable[[], None]):
     status = 0
     try:
         main()
-    except EXPECTED as error:
+    except Exception as raised:
+        error = first_of(raised)
+        if not isinstance(error, EXPECTED):
+            raise
         if os.environ.get("RELAY_TRL_TRACEBACK") == "1":
             _print_frames(error)
         rank = os.environ.get("RANK", "0")
@@ -114,6 +118,13 @@ def run(main: Callable[[], None]):
         end_process(status)
     if status:
         sys.exit(status)
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The first error of a group, of which tasks that run side by side raise one; any other error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _print_frames(error: BaseException | None):

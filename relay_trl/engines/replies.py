@@ -49,6 +49,7 @@ class Replies:
         self._has_warned = False
         self._secrets = secrets
         self._timeout_s = timeout_s
+        self.option_names = ("timeout_s", "max_concurrency")
         self.tries = tries
         self._tries = f"{tries} tries" if tries > 1 else "1 try"
 
@@ -150,8 +151,8 @@ class Replies:
         """A request's failure, after all tries, with its remedy."""
         if isinstance(error, openai.APITimeoutError):
             return EngineError(
-                f"{self.name} gave no answer within {self._timeout_s:g} s in {self._tries}; raise timeout_s or lower "
-                "max_concurrency."
+                f"{self.name} gave no answer within {self._timeout_s:g} s in {self._tries}; raise "
+                f"{self.option_names[0]} or lower {self.option_names[1]}."
             )
         if isinstance(error, openai.APIStatusError):
             status, words = error.status_code, self.words(error.response.content)
@@ -161,7 +162,7 @@ class Replies:
                 other = "" if self._is_chat else ", or set teacher_api: chat if it has no completions API"
                 remedy = f"Check that the URL ends where its API begins (/v1) and that it serves {model!r}{other}."
             elif status == 429 or status >= 500:
-                remedy = f"Gave up after {self._tries}: lower max_concurrency, or look into the server's log."
+                remedy = f"Gave up after {self._tries}: lower {self.option_names[1]}, or look into the server's log."
             else:
                 remedy = "If it takes no token ids or extra fields, use it without a vocabulary."
             return EngineError(f"{self.name} refused a request with status {status} ({words}). {remedy}")

@@ -71,6 +71,21 @@ def check_quantization(options: ModelConfig, is_on_cpu: bool, use_vllm: bool = F
         )
 
 
+def check_model_options(model: Any, args: Any, quantization_config: Any):
+    """Refuses options for loading a model where the model is loaded already: TRL passes over them.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if isinstance(model, str):
+        return
+    for name, value in (("model_init_kwargs", args.model_init_kwargs), ("quantization_config", quantization_config)):
+        if value is not None:
+            raise ValueError(
+                f"{name} is set, but the model is loaded already; load it with that, or give its name instead."
+            )
+
+
 def check_sharding(config: PeftConfig | None, args: Any):
     """Refuses to train rows of an embedding that is split over processes: peft cannot do it."""
     is_fsdp = args.distributed_state is not None and args.distributed_state.distributed_type == DistributedType.FSDP

@@ -4,7 +4,7 @@ Uses behaviour that TRL, accelerate and vLLM do not document. Each place says wh
 tests/training/test_trl_contract.py, tests/with_vllm and tests/distributed check it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,14 +54,28 @@ def student_engine(trainer: GRPOTrainer, engines: dict[str, Engine]) -> Iterator
         yield engine
 
 
+def check_student_server(trainer: GRPOTrainer, engines: dict[str, Engine], wait: Callable[[Coroutine], Any]):
+    """Makes the engine of a student behind a server and asks it once, before the run.
+
+    Args:
+        wait (`Callable`): runs a coroutine to its end.
+    """
+    engine = engines["student"] = _vllm_engine(trainer)
+    wait(engine.check())
+
+
 def _vllm_engine(trainer: GRPOTrainer) -> Engine:
     vocabulary = Vocabulary(trainer._tokenizer, trainer.eos_token_ids)
     if trainer.vllm_mode == "server":
         from ..engines.openai import OpenAIEngine
+        from .student_server import server_url
 
-        url = trainer.args.vllm_server_base_url
-        url = url or f"http://{trainer.args.vllm_server_host}:{trainer.args.vllm_server_port}"
-        return OpenAIEngine(f"{url.rstrip('/')}/v1", vocabulary=vocabulary, needs_logprobs=True)
+        args = trainer.args
+        limits = (args.student_concurrency, args.student_timeout_s, args.student_retries)
+        # The key in the environment is the teacher's
+        engine = OpenAIEngine(f"{server_url(args)}/v1", None, "none", vocabulary, *limits, needs_logprobs=True)
+        engine._replies.option_names = "student_timeout_s", "student_concurrency"  # what errors tell people to change
+        return engine
     from ..engines.vllm import VLLMEngine
 
     return VLLMEngine(trainer.vllm_generation.llm, vocabulary)
@@ -96,11 +110,18 @@ def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Itera
         args ([`RelayGRPOConfig`]): its `vllm_kwargs` have the last word.
         model (`str` or [`~transformers.PreTrainedModel`]): the student.
     """
-    if not args.use_vllm or args.vllm_mode != "colocate":
+    if not args.use_vllm:
         yield
         return
     from trl.generation import vllm_generation
 
+    if args.vllm_mode == "server":
+        from .student_server import check_reachable, client_of
+
+        check_reachable(args)
+        with _replaced(vllm_generation, "VLLMClient", client_of(args)):
+            yield
+        return
     from ..engines.vllm import CPU_OPTIONS
 
     # vLLM seeds this process's generators when it is built; TRL would give it only the rank
@@ -116,11 +137,18 @@ def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Itera
         }
     options |= args.vllm_kwargs or {}
     original = vllm_generation.LLM
-    vllm_generation.LLM = lambda **given: original(**{**given, **options})
+    with _replaced(vllm_generation, "LLM", lambda **given: original(**{**given, **options})):
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        vllm_generation.LLM = original
+        setattr(module, name, original)
 
 
 def _precision(args: RelayGRPOConfig, model: str | PreTrainedModel) -> str:
@@ -149,9 +177,8 @@ def sync_weights_on_cpu(trainer: GRPOTrainer):
                 yield "lm_head.weight", weight
 
     def sync_weights():
-        with _base_weights_kept(trainer.model):
-            # A list: a generator may not be read to its end, and would leave adapters merged or parameters gathered
-            weights = [(name, weight.detach().clone()) for name, weight in named_weights()]
+        # A list: a generator may not be read to its end, and would leave adapters merged or parameters gathered
+        weights = [(name, weight.detach().clone()) for name, weight in named_weights()]
         generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         generation.llm.reset_prefix_cache()
 
@@ -159,18 +186,25 @@ def sync_weights_on_cpu(trainer: GRPOTrainer):
 
 
 @contextmanager
-def _base_weights_kept(model: torch.nn.Module) -> Iterator[None]:
+def base_weights_kept(model: torch.nn.Module) -> Iterator[None]:
     """Restores the weights under adapters. To merge an adapter and subtract it again leaves rounding errors, which would add
-    up from sync to sync. Can go when TRL or peft does it.
+    up from sync to sync, most of all in bfloat16 (huggingface/trl#6688). Copies are kept in main memory. Can go when TRL or
+    peft does it.
     """
     kept = []
-    if isinstance(model, PeftModel):
-        kept = [(w, w.detach().clone()) for name, w in model.named_parameters() if ".base_layer." in name]
+    for module in model.modules() if isinstance(model, PeftModel) else ():
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, torch.nn.Module):
+            kept += [
+                (base, name, weight, weight.detach().to("cpu", copy=True))
+                for name, weight in base.named_parameters(recurse=False)
+            ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for weight, before in kept:
+            for base, name, weight, before in kept:
+                setattr(base, name, weight)  # to merge into quantized weights puts new ones in their place
                 weight.copy_(before)
 
 
@@ -197,7 +231,8 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
 
 def vllm_names(generation):
     """Makes TRL's weight sync use vLLM's names for the rows that an adapter trains for added tokens: those of the merged
-    embedding, not of the adapter's copy. Can go when TRL's `_iter_named_params` knows `trainable_token_indices`.
+    embedding, not of the adapter's copy. Can go when TRL's `_iter_named_params` knows `trainable_token_indices`. The weights
+    under an adapter are the same afterwards.
 
     Args:
         generation ([`~trl.generation.vllm_generation.VLLMGeneration`]).
@@ -205,8 +240,9 @@ def vllm_names(generation):
     original = generation._iter_named_params
 
     def named_weights():
-        for name, weight in original():
-            if "trainable_tokens_" not in name:
-                yield name.replace(".token_adapter", ""), weight
+        with base_weights_kept(generation.model):
+            for name, weight in original():
+                if "trainable_tokens_" not in name:
+                    yield name.replace(".token_adapter", ""), weight
 
     generation._iter_named_params = named_weights
