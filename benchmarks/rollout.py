@@ -112,23 +112,22 @@ def trl_generation(model_path: str, args, most: int):
     """TRL's own colocated engine, built as in training."""
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.generation.vllm_generation import VLLMGeneration
 
-    from relay_trl.training.student_engine import engine_options
+    from relay_trl.training.student_engine import StudentVLLM, vllm_options
 
     with tempfile.TemporaryDirectory() as folder:
         config = RelayGRPOConfig(output_dir=folder, bf16=False, use_vllm=True, vllm_mode="colocate", report_to="none")
         model = AutoModelForCausalLM.from_pretrained(model_path)
-        with engine_options(config, model):
-            yield VLLMGeneration(
-                model,
-                Accelerator(),
-                AutoTokenizer.from_pretrained(model_path),
-                max_model_length=most,
-                max_num_seqs=args.prompts * args.rollouts,
-                gpu_memory_utilization=args.gpu_memory_utilization,
-                max_completion_length=args.median_tokens,
-            )
+        yield StudentVLLM(
+            vllm_options(config, model),
+            model,
+            Accelerator(),
+            AutoTokenizer.from_pretrained(model_path),
+            max_model_length=most,
+            max_num_seqs=args.prompts * args.rollouts,
+            gpu_memory_utilization=args.gpu_memory_utilization,
+            max_completion_length=args.median_tokens,
+        )
 
 
 class Bench:

@@ -57,7 +57,7 @@ def train(way: str, model: str, args):
 
     from relay_trl.grading.grader import Grader
     from relay_trl.training import RelayGRPOConfig, RelayGRPOTrainer
-    from relay_trl.training.student_engine import engine_options, sync_weights_on_cpu
+    from relay_trl.training.student_engine import own_vllm
 
     draw = random.Random(0)
     problems = [f"{draw.randrange(10**6)} + {draw.randrange(10**6)} = " * 3 for _ in range(256)]
@@ -94,13 +94,11 @@ def train(way: str, model: str, args):
         def accuracy(completions, answer, **kwargs):
             return [float(verdict) for verdict in trainer.grader.grade(completions, answer)]
 
-        with engine_options(config, model):
+        with own_vllm(config, model):
             trainer = GRPOTrainer(
                 model=model, reward_funcs=accuracy, args=config, train_dataset=rows, processing_class=tokenizer
             )
         trainer.grader = grader
-        if trainer.accelerator.device.type == "cpu":
-            sync_weights_on_cpu(trainer)  # without it, the engine would keep its old weights
     else:
         vocabulary = vocabulary_of(model)
         teacher = Instant(vocabulary) if "calls each" in way else None

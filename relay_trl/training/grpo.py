@@ -34,7 +34,7 @@ from .metrics import facts, summarize
 from .profile import StepProfiler
 from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
-from .student_engine import engine_options, student_engine, sync_weights_on_cpu, vllm_names
+from .student_engine import own_vllm, student_engine
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self._entropies: torch.Tensor | None = None  # of the last forward pass
         check_sharding(kwargs.get("peft_config"), args)
         set_seed(args.seed)  # a new adapter is drawn before transformers sets the seed
-        with engine_options(args, model):
+        with own_vllm(args, model):
             super().__init__(
                 model=model,
                 reward_funcs=[_group_reward_column(args.reward), *named, *(extra_rewards or ())],
@@ -101,8 +101,6 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
                 **kwargs,
             )
         give_bias(self.model)
-        if self.use_vllm:
-            vllm_names(self.vllm_generation)
         prompts = prompts or RunPrompts(self._tokenizer, teacher, **args.prompt_options())
         self.rollouts = Rollouts(prompts, args.relay_config(), teacher)
         self._vocabulary = Vocabulary(self._tokenizer)
@@ -121,8 +119,6 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(RelayProgressCallback)
-        if self.use_vllm and self.vllm_mode == "colocate" and self.accelerator.device.type == "cpu":
-            sync_weights_on_cpu(self)
 
     @property
     def _mode(self) -> str:

@@ -384,17 +384,17 @@ def test_a_right_answer_is_right_on_a_machine_that_is_busy_elsewhere():
 @pytest.mark.slow
 def test_workers_that_fail_to_start_between_others_that_do_are_replaced(monkeypatch):
     """Each slow answer ends a worker; of those that follow, every second one dies before it is ready."""
-    from relay_trl import grading_worker
+    from relay_trl.grading import worker
 
-    boots, started = [grading_worker._BOOT, "raise SystemExit"], []
+    boots, started = [worker._BOOT, "raise SystemExit"], []
 
-    class Unlucky(grading_worker._Worker):
+    class Unlucky(worker._Worker):
         def __init__(self, time_limit_s):
-            monkeypatch.setattr(grading_worker, "_BOOT", boots[len(started) % 2])
+            monkeypatch.setattr(worker, "_BOOT", boots[len(started) % 2])
             started.append(self)
             super().__init__(time_limit_s)
 
-    monkeypatch.setattr(grading_worker, "_Worker", Unlucky)
+    monkeypatch.setattr(worker, "_Worker", Unlucky)
     with Grader(time_limit_s=0.2, workers=1) as grader:
         assert grader.grade([box(SLOW)] * 4 + [box(r"2\sqrt{4}")], ["7", "8", "9", "6", "4"]) == [False] * 4 + [True]
         assert grader.timeouts == 4 and len(started) == 9

@@ -244,7 +244,7 @@ def test_what_the_students_engine_is_made_from(trainer):
 def test_what_the_vllm_engine_and_its_weight_sync_are_made_from():
     assert inspect.isgeneratorfunction(VLLMGeneration._iter_named_params)
     assert list(inspect.signature(VLLMGeneration.sync_weights).parameters) == ["self"]
-    # `_vllm_awake` does what `generate` does around its own requests
+    # `StudentVLLM.awake` does what `generate` does around its own requests
     names = VLLMGeneration.generate.__code__.co_names
     assert {"mode", "enable_sleep_mode", "_llm_weights_sleeping", "sync_weights", "wake_up", "sleep"} <= set(names)
     assert {"llm", "_llm_weights_sleeping"} <= set(VLLMGeneration._init_vllm.__code__.co_names)

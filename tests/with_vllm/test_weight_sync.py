@@ -63,7 +63,7 @@ def update(trainer, seed):
 
 def largest_difference(trainer):
     """Between the logprobs that the engine reports for what it samples and those that the trainer computes."""
-    from relay_trl.training.rollouts import student_engine
+    from relay_trl.training.student_engine import student_engine
 
     trainer.vllm_generation.sync_weights()
     with student_engine(trainer, trainer._engines) as student:
