@@ -25,10 +25,10 @@ from servers import free_port, running
 from step import EveryRollout
 from workload import Instant, make_plans, vocabulary_of
 
+from relay_trl.endings import end_process
 from relay_trl.engines.base import Sampling
 from relay_trl.engines.transformers import TransformersEngine
 from relay_trl.engines.vllm import VLLMEngine
-from relay_trl.launch import end_process
 from relay_trl.relay import RelayPrompt, RelayRules, relay
 
 SHARE = 0.3

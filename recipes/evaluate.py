@@ -8,9 +8,10 @@ import sys
 from rich.console import Console
 
 from relay_trl.citer.engine import with_router
-from relay_trl.cli import RecipeParser, run
+from relay_trl.cli import RecipeParser
 from relay_trl.costs import load_costs
 from relay_trl.data.sources import drop_ungradable
+from relay_trl.endings import run
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import load_engine
 from relay_trl.evaluation.answer_files import AnswerFile, answer_path, read_run

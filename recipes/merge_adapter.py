@@ -6,7 +6,8 @@ python recipes/merge_adapter.py --adapter runs/lora --output_dir runs/merged
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay_trl.cli import RecipeParser, run
+from relay_trl.cli import RecipeParser
+from relay_trl.endings import run
 from relay_trl.hub.model_card import load_record, save_record
 from relay_trl.training.checkpoints import check_output
 from relay_trl.training.lora import save_merged

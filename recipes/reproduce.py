@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from relay_trl.cli import check_file, run
+from relay_trl.endings import run
+from relay_trl.options import check_file
 from relay_trl.reproduction.plan import Reproduction
 from relay_trl.reproduction.seeds import write_results
 

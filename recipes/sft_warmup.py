@@ -7,9 +7,11 @@
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from relay_trl.cli import RecipeParser, check_file, model_kwargs, run
+from relay_trl.cli import RecipeParser, model_kwargs
 from relay_trl.data.sources import read_file
+from relay_trl.endings import run
 from relay_trl.engines.checks import check_student
+from relay_trl.options import check_file
 from relay_trl.training import RelaySFTConfig
 from relay_trl.training.call_tokens import add_call_tokens, grow_embeddings
 from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output

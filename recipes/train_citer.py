@@ -9,9 +9,10 @@ from relay_trl.citer.config import CiterConfig
 from relay_trl.citer.engine import RoutedEngine
 from relay_trl.citer.router import save_router
 from relay_trl.citer.training import find_references, train_citer
-from relay_trl.cli import RecipeParser, run
+from relay_trl.cli import RecipeParser
 from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_overlong, drop_ungradable
+from relay_trl.endings import run
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import close_engines, load_engine
 from relay_trl.grading.grader import Grader

@@ -5,8 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-from .cli import run
-
 COMMANDS = {
     "train": ("reproduction.command:train", "train and evaluate a pair file's student and teacher, stage by stage"),
     "init": ("reproduction.init:init", "write the pair file of a new student, teacher and data set"),
@@ -30,6 +28,8 @@ def main():
             print(f"  {name:10} {what}")
         print("\nrelay-trl COMMAND --help lists the options of a command.")
         return
+    from .endings import run  # a tenth of a second, which the help need not wait for
+
     run(lambda: _function(word)(rest))
 
 

@@ -1,25 +1,16 @@
-"""The command line of all recipes: options from one YAML, unknown keys refused, errors as one sentence."""
+"""The command line of all recipes: options from one YAML, and unknown keys refused."""
 
 import difflib
 import os
 import re
 import sys
-import traceback
-from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import yaml
-from safetensors import SafetensorError
-from torch import distributed
 from trl import TrlParser
 
-from .engines.base import EngineError
 from .help_text import grouped_help
-from .launch import check_launch, end_process, explain
-
-EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError)
-"""Errors that a user can fix; they are shown as one sentence."""
-
+from .launch import check_launch
 
 # YAML 1.1 reads 1e-6 as a text; 1.2, and whoever writes one, as a number
 yaml.SafeLoader.add_implicit_resolver(
@@ -76,13 +67,6 @@ class RecipeParser(TrlParser):
         raise ValueError(f"{message[:1].upper()}{message[1:]}. Run with --help for all options.")
 
 
-def check_file(path: str, what: str) -> str:
-    """`path`, if there is such a file."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{what}: the file {path} does not exist.")
-    return path
-
-
 def model_kwargs(model_config, config) -> dict[str, Any]:
     """What `from_pretrained` takes of TRL's [`~trl.ModelConfig`]."""
     return {
@@ -92,33 +76,3 @@ def model_kwargs(model_config, config) -> dict[str, Any]:
         "trust_remote_code": config.trust_remote_code,
         "use_safetensors": True,
     }
-
-
-def run(main: Callable[[], None]):
-    """Runs a recipe's `main`; an expected error becomes one sentence on stderr and exit status 1.
-
-    Set RELAY_TRL_TRACEBACK=1 to see where it came from.
-    """
-    status = 0
-    try:
-        main()
-    except EXPECTED as error:
-        if os.environ.get("RELAY_TRL_TRACEBACK") == "1":
-            _print_frames(error)
-        rank = os.environ.get("RANK", "0")
-        where = f"[rank {rank}] " if rank != "0" else ""
-        words = explain(error) or " ".join(str(error).split()) or type(error).__name__
-        print(f"{where}error: {words}", file=sys.stderr, flush=True)
-        status = 1
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        end_process(status)
-    if status:
-        sys.exit(status)
-
-
-def _print_frames(error: BaseException | None):
-    """Prints where an error and its causes came from, without their messages: a server may have repeated a key in them."""
-    while error is not None:
-        print(f"{type(error).__name__}, from:", file=sys.stderr)
-        traceback.print_tb(error.__traceback__)
-        error = error.__cause__ or error.__context__

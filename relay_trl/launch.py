@@ -1,13 +1,10 @@
-"""The processes of a run: checks of the launch, how a process ends, and which processes hang or are gone.
+"""The processes of a run: checks of the launch, and which processes hang or are gone.
 
 Also owns the limit on waiting on CPUs, where transformers does not pass `ddp_timeout` on, and finds out which process is
 missing when a collective operation has failed. On GPUs NCCL has its own limit and its own messages.
 """
 
-import atexit
 import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -112,21 +109,3 @@ def _ask(kind: str, answers: dict[int, str]):
             if store.check([f"lost/{rank}"]):
                 answers[rank] = store.get(f"lost/{rank}").decode()
         time.sleep(0.1)
-
-
-def end_in_order():
-    """Exits with status 0 after SIGTERM or SIGINT: uvicorn raises the signal again when it has shut down."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: sys.exit(0))
-
-
-def end_process(status: int = 0):
-    """Ends one of several processes, after the functions that are registered with `atexit`.
-
-    If the process group were destroyed, by hand or with the interpreter, gloo's running threads would sometimes abort the process.
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

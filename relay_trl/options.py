@@ -4,6 +4,7 @@ Owns names, defaults and limits of these options, as dataclasses that the stages
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,13 @@ def template_options(config: Any) -> dict[str, Any]:
     """`chat_template_kwargs` of a stage's config; thinking is off unless asked for."""
     given = mapping("chat_template_kwargs", getattr(config, "chat_template_kwargs", None))
     return {"enable_thinking": False, **(given or {})}
+
+
+def check_file(path: str, what: str) -> str:
+    """`path`, if there is such a file."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{what}: the file {path} does not exist.")
+    return path
 
 
 def broken_groups(batch: int, processes: int, steps: int, group: int) -> str | None:

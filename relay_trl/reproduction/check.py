@@ -13,11 +13,12 @@ from pathlib import Path
 
 import yaml
 
-from ..cli import EXPECTED, RecipeParser, check_file
+from ..cli import RecipeParser
 from ..data.embedded import EMBEDDED
 from ..data.registry import SOURCES
+from ..endings import EXPECTED
 from ..engines.checks import check_context, check_model
-from ..options import broken_groups
+from ..options import broken_groups, check_file
 from .expand import Stage
 from .pair import Pair, count_gpus, load_pair
 from .running import ROOT, check_stages

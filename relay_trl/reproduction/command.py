@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from ..cli import check_file
+from ..options import check_file
 
 _CHANGE = re.compile(r"[A-Za-z_][\w.]*=")
 

@@ -7,8 +7,8 @@ import logging
 import socket
 
 from ..cli import RecipeParser
+from ..endings import end_in_order
 from ..engines.checks import check_model
-from ..launch import end_in_order
 from .config import ServingConfig
 
 KEEP_ALIVE_S = 75

@@ -16,7 +16,7 @@ SCRIPT = """
 import os
 from torch import distributed
 from relay_trl.launch import check_launch
-from relay_trl.cli import run
+from relay_trl.endings import run
 from relay_trl.data.config import DataConfig
 
 def main():

@@ -65,6 +65,7 @@ def largest_difference(trainer):
     """Between the logprobs that the engine reports for what it samples and those that the trainer computes."""
     from relay_trl.training.student_engine import student_engine
 
+    trainer.model.train()  # in an evaluation the trainer computes no logprobs
     trainer.vllm_generation.sync_weights()
     with student_engine(trainer, trainer._engines) as student:
         traces = trainer.rollouts.run(PROBLEMS, [1, 2, 3, 4], student)
