@@ -63,16 +63,6 @@ def options_of(section: str) -> frozenset[str]:
     return frozenset(item.name for kind in load_classes(section) for item in fields(kind) if item.init)
 
 
-@cache
-def defaults_of(section: str) -> dict[str, object]:
-    """The default of each option; [`~dataclasses.MISSING`] if there is none."""
-    found = {}
-    for kind in load_classes(section):
-        for item in fields(kind):
-            found[item.name] = item.default_factory() if callable(item.default_factory) else item.default
-    return found
-
-
 def load_classes(section: str) -> tuple[Any, ...]:
     """The config classes of a section's recipe."""
     return tuple(_load(path) for path in SECTIONS[section].classes)

@@ -5,7 +5,7 @@
 
 import json
 import re
-from dataclasses import MISSING
+from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from relay_trl.reproduction.expand import expand
 from relay_trl.reproduction.pair import load_pair
-from relay_trl.reproduction.sections import SECTIONS, defaults_of
+from relay_trl.reproduction.sections import SECTIONS, load_classes
 
 ROOT = Path(__file__).parents[2]
 PAIRS = ROOT / "recipes" / "pairs"
@@ -31,6 +31,16 @@ FROM_STUDENT = {"prompt_template", "answer_marker", "max_completion_length"}
 KNOWN_BY_THE_SERVER = {"teacher_tokenizer"}
 # On one GPU, what the YAML's comment said to add on the command line.
 FROM_COMMENTS = {"student_engine"}
+
+
+@cache
+def defaults_of(section: str) -> dict[str, object]:
+    """The default of each option; [`~dataclasses.MISSING`] if there is none."""
+    found = {}
+    for kind in load_classes(section):
+        for item in fields(kind):
+            found[item.name] = item.default_factory() if callable(item.default_factory) else item.default
+    return found
 
 
 def where(name):
