@@ -3,12 +3,17 @@
 Owns templates and chat formats. The rows come from `data/`.
 """
 
+import datetime
+import functools
+import logging
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
 from .engines.base import Context, Engine
 from .relay import RelayPrompt
+
+logger = logging.getLogger(__name__)
 
 BOXED_TEMPLATE = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 """The instruction of the paper's runs."""
@@ -29,6 +34,24 @@ def check_template(template: str):
             f"The prompt template {template!r} cannot be filled in ({error!r}); only '{{problem}}' may stand in "
             "braces, write literal braces as '{{' and '}}'."
         ) from error
+
+
+def _clock(name: str, template: str, form: str) -> str:
+    """`strftime_now` of a chat template."""
+    _warn_of_clock(name, template)
+    return datetime.datetime.now().strftime(form)
+
+
+@functools.cache
+def _warn_of_clock(name: str, template: str):
+    remedy = "save its tokenizer with a template that names a day"
+    if "date_string" in template:
+        remedy = 'give all stages one day, such as chat_template_kwargs: {date_string: "01 Jan 2026"}'
+    logger.warning(
+        "The chat template of %s reads the clock, so tomorrow's prompts differ from today's; %s.",
+        name or "a model",
+        remedy,
+    )
 
 
 @dataclass
@@ -68,12 +91,13 @@ class PromptBuilder:
     def _ids(self, tokenizer, problem: str | list[dict]) -> list[int]:
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if has_template and self.is_chat is not False:
+            clock = functools.partial(_clock, getattr(tokenizer, "name_or_path", ""), str(tokenizer.chat_template))
             rendered = tokenizer.apply_chat_template(
                 self.messages(problem),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
-                **self.chat_template_kwargs,
+                **{"strftime_now": clock, **self.chat_template_kwargs},
             )
             return list(rendered["input_ids"])
         return list(tokenizer(self.text(problem))["input_ids"])

@@ -94,13 +94,18 @@ class Pair:
         Raises:
             PromptError: it is empty, or has ids that the student does not have.
         """
+        tokenizer = self.vocabulary.tokenizer
         if isinstance(text, str):
-            ids = list(self.vocabulary.tokenizer(text)["input_ids"])
+            ids = list(tokenizer(text)["input_ids"])
         else:
             ids = text
             if not all(0 <= token < self.vocabulary.size for token in ids):
                 raise PromptError(f"The prompt has token ids outside 0 to {self.vocabulary.size - 1}.")
-            text = self.vocabulary.decode(ids)
+            begin = next((k for k, token in enumerate(ids) if token != tokenizer.bos_token_id), len(ids))
+            text = tokenizer.decode(ids[begin:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        # The token that begins the student's prompt would be words to a teacher, which has a beginning of its own
+        while tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+            text = text.removeprefix(tokenizer.bos_token)
         return self._checked(RelayPrompt(ids, self._for_teacher(text, ids)))
 
     def _for_teacher(self, text: str, ids: list[int]) -> Any:
@@ -113,7 +118,8 @@ class Pair:
         foreign = self.vocabulary.foreign_to(teacher.vocabulary, tags)
         if foreign is not None and not foreign.intersection(ids):
             return ids
-        return list(teacher.vocabulary.tokenizer(text)["input_ids"])
+        # A model without a token to begin with begins behind an end
+        return list(teacher.vocabulary.tokenizer(text)["input_ids"]) or [teacher.vocabulary.eos_id]
 
     def _checked(self, prompt: RelayPrompt) -> RelayPrompt:
         if not prompt.student:
