@@ -18,8 +18,9 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 SYSTEM := $(shell uname -s)
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 
-# Tests that need an engine, several processes or time; everything else is the fast suite.
-MARKED := vllm or distributed or deepspeed or slow
+# Tests that take all cores by themselves run one by one. Those and the long ones stay out of the fast suite.
+ALONE := vllm or distributed or deepspeed
+MARKED := $(ALONE) or slow
 
 # Tests never download. vLLM on a CPU takes its cache (GiB) out of main memory.
 test test-%: export HF_HUB_OFFLINE := 1
@@ -89,11 +90,11 @@ benchmark: $(ALL)  ## measure speed side by side: overhead, rollouts, a step, gr
 gpu-check: $(ALL)  ## is this machine's GPU fit for a run? fifteen minutes at most, no downloads; docs/gpu.md
 	$(BENCH)/gpu_check.py
 
-test: $(ALL)  ## ruff, the fast suite, then the tests with engines and several processes
+test: $(ALL)  ## ruff, then all tests: side by side, and those with vLLM or several processes one by one
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PYTEST) -n auto -m "not ($(MARKED))"
-	$(PYTEST) -m "$(MARKED)"
+	$(PYTEST) -n auto --dist worksteal -m "not ($(ALONE))"
+	$(PYTEST) -m "$(ALONE)"
 
 test-fast: $(ALL)  ## no engine, no second rank: a minute and a half
 	$(PYTEST) -n auto -m "not ($(MARKED))"
@@ -105,7 +106,7 @@ test-distributed: $(ALL)  ## the tests with several processes, DeepSpeed among t
 	$(PYTEST) -m "distributed or deepspeed"
 
 test-slow: $(ALL)  ## the long tests that need neither
-	$(PYTEST) -m "slow and not vllm and not distributed and not deepspeed"
+	$(PYTEST) -n auto --dist worksteal -m "slow and not ($(ALONE))"
 
 fuzz: $(ALL)  ## hundreds of thousands of drawn cases of syntax, splice, answers, replies, rows, YAML: half an hour or more
 	RELAY_TRL_FUZZ=1 $(PYTEST) -n auto --timeout 7200 tests/faults/test_fuzz.py
