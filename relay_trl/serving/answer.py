@@ -1,13 +1,14 @@
 """One answer of the pair: a relay whose text goes through a [`Reader`], which can stop it.
 
-Owns the contents of an answer, and how a stop string or a cancellation ends the work of both engines.
+Owns the contents of an answer, how several are written at once, and how a stop string or a cancellation ends the work of
+both engines.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..engines.base import Engine
 from ..relay import RelayPrompt, RelayRules, relay, turn_seed
@@ -122,6 +123,66 @@ async def answer(
     if trace.stop is None:
         _close_cut_turn(trace, reader)
     return Answer(trace, reader.spans, reader.is_stopped)
+
+
+News: TypeAlias = list[tuple[int, Delta | Answer]]
+"""What has been written since the last news: pieces, and answers that ended, each with the number of its question."""
+
+
+async def answer_all(
+    questions: Sequence[Question],
+    student: Engine,
+    teacher: Engine | None,
+    tell: Callable[[News], Awaitable[None]] | None = None,
+    most_quiet_s: float | None = None,
+) -> list[Answer]:
+    """Lets the pair answer several questions at once. If one fails, or this is cancelled, all end.
+
+    Args:
+        questions (`Sequence[Question]`).
+        student ([`Engine`]), teacher ([`Engine`], *optional*).
+        tell (`Callable[[News], Awaitable[None]]`, *optional*): is awaited with the news as they come.
+        most_quiet_s (`float`, *optional*): after so many seconds without news, `tell` gets an empty list.
+
+    Raises:
+        EngineError: the student failed.
+    """
+    came = asyncio.Event()
+    pieces: list[tuple[int, Delta]] = []
+
+    def listener(index: int) -> Callable[[Delta], None]:
+        def hear(delta: Delta):
+            last_index, last = pieces[-1] if pieces else (None, delta)
+            if last_index == index and last.author is delta.author:
+                pieces[-1] = index, Delta(delta.author, last.text + delta.text, last.tokens + delta.tokens)
+            else:
+                pieces.append((index, delta))
+            came.set()
+
+        return hear
+
+    tasks = [
+        asyncio.ensure_future(answer(question, student, teacher, None if tell is None else listener(index)))
+        for index, question in enumerate(questions)
+    ]
+    async with ended_together(tasks):
+        if tell is None:
+            return await asyncio.gather(*tasks)
+        for task in tasks:
+            task.add_done_callback(lambda _: came.set())
+        running = dict(enumerate(tasks))
+        while running:
+            try:
+                async with asyncio.timeout(most_quiet_s):
+                    await came.wait()
+            except TimeoutError:
+                pass
+            came.clear()
+            ended = [index for index, task in running.items() if task.done()]
+            news: News = [*pieces, *((index, running.pop(index).result()) for index in ended)]
+            pieces.clear()
+            await tell(news)
+    return [task.result() for task in tasks]
 
 
 @asynccontextmanager

@@ -3,37 +3,39 @@
 Owns the steps of a request: key, body, parameters, prompt, place, answer, reply. Each step has its own module.
 """
 
-import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from ..call_bias import NEVER
 from ..costs import PriceTable
 from ..engines.base import EngineError
 from ..redaction import mask_credentials
-from ..relay import RelayPrompt, RelayRules
-from .answer import Question, answer, choice_seed, ended_together
+from ..relay import RelayPrompt
+from .answer import News, Question, answer_all, choice_seed
 from .chat_page import render_chat_page
 from .limits import Admission, Keys, Limits, cancelled_by_hang_up, read_body
 from .metrics import Metrics
 from .pair import Pair, PromptError
-from .protocol import MIN_BIAS, AnyRequest, ApiError, ChatRequest, CompletionRequest, parse
+from .protocol import LIMITS, AnyRequest, ApiError, ChatRequest, CompletionRequest, parse
 from .protocol import Request as Asked
+from .reply import Reply
 from .responses import Form, refusal
-from .stream import EventStream, student_failed
 
 logger = logging.getLogger(__name__)
+
+
+_MOST_QUIET_S = 15.0
+"""After so many seconds without text a comment is sent."""
 
 
 class RelayServer:
@@ -59,7 +61,7 @@ class RelayServer:
         self.model = model
         self.limits = limits
         self.metrics = Metrics()
-        self._keys = Keys(keys)
+        self.keys = Keys(keys)
         self.places = Admission(limits.max_in_flight, limits.max_queue)
         self._started = int(time.time())
         self._page = render_chat_page(model, pair.holds_conversation, prices)
@@ -68,10 +70,10 @@ class RelayServer:
         """The ASGI application."""
         routes = [
             Route("/", self.page, methods=["GET"]),
-            Route("/v1/chat/completions", self._answering(self.chat), methods=["POST"]),
-            Route("/v1/completions", self._answering(self.completions), methods=["POST"]),
-            Route("/v1/models", self._answering(self.models), methods=["GET"]),
-            Route("/v1/models/{model:path}", self._answering(self.models), methods=["GET"]),
+            Route("/v1/chat/completions", _Route(self, self.chat), methods=["POST"]),
+            Route("/v1/completions", _Route(self, self.completions), methods=["POST"]),
+            Route("/v1/models", _Route(self, self.models), methods=["GET"]),
+            Route("/v1/models/{model:path}", _Route(self, self.models), methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.show_metrics, methods=["GET"]),
@@ -86,47 +88,17 @@ class RelayServer:
             if close is not None:
                 await close()
 
-    def _answering(self, route: Callable[[Request], Any]):
-        """Adds to a route what all of `/v1` needs: the check of the key, errors in OpenAI's form, counters."""
-
-        async def answered(request: Request) -> Response:
-            started = time.perf_counter()
-            try:
-                self._keys.check(request)
-                response = await route(request)
-            except ApiError as error:
-                response = refusal(error)
-            except ClientDisconnect:
-                self.metrics.hang_ups.inc()
-                response = Response(status_code=499)  # the client is gone
-            except Exception:
-                logger.exception("A request to %s failed.", request.url.path)
-                response = refusal(ApiError(500, "The server failed; its log says more.", code="internal_error"))
-            if isinstance(response, EventStream):
-                response.on_end = lambda status: self._count(request, status, started)
-            else:
-                self._count(request, response.status_code, started)
-            return response
-
-        return answered
-
-    def _count(self, request: Request, status: int, started: float):
-        path = request.scope["route"].path
-        self.metrics.requests.labels(path, str(status)).inc()
-        if request.method == "POST":
-            self.metrics.seconds.observe(time.perf_counter() - started)
-
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request, reply: Reply):
         """`/v1/chat/completions`."""
         asked = await self._read(request, ChatRequest)
-        prompt = _prompt(lambda: self.pair.chat([message.to_dict() for message in asked.messages]), "messages")
-        return await self._answer(request, asked, prompt, Form("chat", self.model, _wants_usage(asked)))
+        prompt = self.pair.chat([message.to_dict() for message in asked.messages])
+        await self._answer(request, reply, asked, prompt, Form("chat", self.model, _wants_usage(asked)))
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, request: Request, reply: Reply):
         """`/v1/completions`."""
         asked = await self._read(request, CompletionRequest)
-        prompt = _prompt(lambda: self.pair.complete(asked.prompt), "prompt")
-        return await self._answer(request, asked, prompt, Form("text", self.model, _wants_usage(asked)))
+        prompt = self.pair.complete(asked.prompt)
+        await self._answer(request, reply, asked, prompt, Form("text", self.model, _wants_usage(asked)))
 
     async def _read(self, request: Request, kind: type[AnyRequest]) -> AnyRequest:
         body = await read_body(request, self.limits.max_body_bytes, self.limits.body_timeout_s)
@@ -146,57 +118,53 @@ class RelayServer:
                 404, f"The model {model!r} does not exist; this server has {self.model!r}.", "model", "model_not_found"
             )
 
-    async def _answer(self, request: Request, asked: Asked, prompt: RelayPrompt, form: Form) -> Response:
+    async def _answer(self, request: Request, reply: Reply, asked: Asked, prompt: RelayPrompt, form: Form):
         questions = self._questions(asked, prompt)
+        started, has_text = time.perf_counter(), False
+
+        async def tell(news: News):
+            nonlocal has_text
+            if news and not has_text:
+                has_text = True
+                self.metrics.first_token.observe(time.perf_counter() - started)
+            await reply.events(("" if reply.has_begun else form.opening(asked.n)) + form.news(news))
+
+        async with cancelled_by_hang_up(request), self.places.taken(asked.n):
+            answers = await answer_all(
+                questions, self.pair.student, self.pair.teacher, tell if asked.stream else None, _MOST_QUIET_S
+            )
+        length = len(prompt.student)
+        self.metrics.add(answers, length)
         if asked.stream:
-            return EventStream(self.pair, self.places, self.limits, self.metrics, request, questions, form)
-        try:
-            async with cancelled_by_hang_up(request), self.places.taken(asked.n):
-                tasks = [asyncio.ensure_future(answer(q, self.pair.student, self.pair.teacher)) for q in questions]
-                async with ended_together(tasks):
-                    answers = await asyncio.gather(*tasks)
-        except EngineError as error:
-            raise student_failed(error) from None
-        self.metrics.add(answers, len(prompt.student))
-        return JSONResponse(form.whole(answers, len(prompt.student)))
+            await reply.events(form.closing(answers, length), is_last=True)
+        else:
+            await reply.whole(JSONResponse(form.whole(answers, length)))
 
     def _questions(self, asked: Asked, prompt: RelayPrompt) -> list[Question]:
-        length = len(prompt.student)
-        room = self.pair.room_for(prompt)
-        most = self.limits.max_prompt_length
-        if room < 1 or (most is not None and length > most):
-            limit = most if room >= 1 else self.pair.student.max_context
-            raise ApiError(
-                400,
-                f"The prompt has {length} tokens; there is room for {limit}, answer included.",
-                None,
-                "context_length_exceeded",
+        length, most = len(prompt.student), self.limits.max_prompt_length
+        if most is not None and length > most:
+            raise PromptError(
+                f"The prompt has {length} tokens; there is room for {most}, answer included.",
+                code="context_length_exceeded",
             )
+        options = asked.options
+        for name in LIMITS:
+            own = getattr(self.pair.rules, name)
+            if own is not None:
+                options[name] = min(options.get(name, own), own)
+        questions = [
+            self.pair.question(prompt, seed=choice_seed(asked.seed, index), **options) for index in range(asked.n)
+        ]
+        room = questions[0].config.max_completion_tokens
         if asked.max_tokens is not None and asked.max_tokens > room:
-            raise ApiError(
-                400,
+            raise PromptError(
                 f"max_tokens is {asked.max_tokens}; after a prompt of {length} tokens there is room for {room}.",
                 "max_tokens",
                 "context_length_exceeded",
             )
-        config = self._config(asked, asked.max_tokens or room)
-        common = (tuple(asked.stop), asked.show_commands, asked.use_teacher)
-        return [Question(prompt, config, choice_seed(asked.seed, index), *common) for index in range(asked.n)]
+        return questions
 
-    def _config(self, asked: Asked, max_tokens: int) -> RelayRules:
-        rules = self.pair.rules
-        given = {"temperature": asked.temperature, "top_p": asked.top_p, "min_p": asked.min_p}
-        given["top_k"] = None if asked.top_k is None else max(0, asked.top_k)
-        student = replace(rules.student, **{name: value for name, value in given.items() if value is not None})
-        # At the lowest value a call is impossible, not only rare
-        bias = NEVER if asked.call_bias == MIN_BIAS else asked.call_bias or 0.0
-        limits = {}
-        for name in ("max_calls", "max_call_tokens", "max_teacher_tokens"):
-            values = [value for value in (getattr(asked, name), getattr(rules, name)) if value is not None]
-            limits[name] = min(values, default=None)
-        return replace(rules, max_completion_tokens=max_tokens, student=student, call_bias=bias, **limits)
-
-    async def models(self, request: Request) -> Response:
+    async def models(self, request: Request, reply: Reply):
         """`/v1/models`, and one of them."""
         teacher = self.pair.teacher
         data = {
@@ -213,10 +181,9 @@ class RelayServer:
             },
         }
         name = request.path_params.get("model")
-        if name is None:
-            return JSONResponse({"object": "list", "data": [data]})
-        self._check_model(name)
-        return JSONResponse(data)
+        if name is not None:
+            self._check_model(name)
+        await reply.whole(JSONResponse({"object": "list", "data": [data]} if name is None else data))
 
     async def page(self, request: Request) -> Response:
         """The chat page."""
@@ -240,15 +207,47 @@ class RelayServer:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
 
 
+@dataclass(frozen=True)
+class _Route:
+    """What all of `/v1` shares: the check of the key, hang-ups, errors in OpenAI's form, counters. An ASGI application."""
+
+    server: RelayServer
+    answer: Callable[[Request, Reply], Awaitable[None]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send):
+        request = Request(scope, receive)
+        reply = Reply(scope, receive, send, self.server.limits.client_timeout_s)
+        metrics, started = self.server.metrics, time.perf_counter()
+        try:
+            try:
+                self.server.keys.check(request)
+                await self.answer(request, reply)
+            except (ClientDisconnect, OSError):
+                raise
+            except Exception as failure:
+                await reply.error(_as_api_error(failure))
+        except (ClientDisconnect, OSError):  # a client that does not read raises TimeoutError, which is an OSError
+            metrics.hang_ups.inc()
+        finally:
+            metrics.requests.labels(scope["route"].path, str(reply.status)).inc()
+            if request.method == "POST":
+                metrics.seconds.observe(time.perf_counter() - started)
+
+
+def _as_api_error(failure: Exception) -> ApiError:
+    if isinstance(failure, ApiError):
+        return failure
+    if isinstance(failure, PromptError):
+        return ApiError(400, str(failure), failure.param, failure.code)
+    if isinstance(failure, EngineError):
+        logger.error("The student failed: %s", failure)
+        return ApiError(503, "The student cannot answer now.", code="student_unavailable", retry_after_s=5)
+    logger.error("A request failed.", exc_info=failure)
+    return ApiError(500, "The server failed; its log says more.", code="internal_error")
+
+
 def _wants_usage(asked: Asked) -> bool:
     return asked.stream_options is not None and asked.stream_options.include_usage
-
-
-def _prompt(build: Callable[[], RelayPrompt], param: str) -> RelayPrompt:
-    try:
-        return build()
-    except PromptError as error:
-        raise ApiError(400, str(error), param, "invalid_prompt") from None
 
 
 def _no_constant(name: str):

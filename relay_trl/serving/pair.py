@@ -1,9 +1,10 @@
 """A student with its teacher, and the prompts and rules of their answers.
 
-Owns the way from a conversation or a text to both models' prompts, and from the student's relay config and options to the
-rules of an answer. `answer.py` answers; `app.py` has the HTTP routes.
+Owns the way from a conversation or a text to both models' prompts, and from the student's relay config and options to a
+question. `answer.py` answers; `app.py` has the HTTP routes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,10 +14,24 @@ from ..prompts import PromptBuilder
 from ..relay import RelayPrompt, RelayRules
 from ..relay_config import RelayRecord
 from ..vocabulary import Vocabulary
+from .answer import Question
+
+_STUDENT = ("temperature", "top_p", "top_k", "min_p")
+_RULES = ("max_calls", "max_call_tokens", "max_teacher_tokens", "call_bias", "fixed_call_tokens", "is_ended_by_teacher")
 
 
 class PromptError(ValueError):
-    """The pair cannot answer this prompt. The message is for the client."""
+    """The pair cannot answer this prompt. The message is for the client.
+
+    Args:
+        message (`str`).
+        param (`str`, *optional*): the parameter of a request that is wrong.
+        code (`str`, defaults to `"invalid_prompt"`): a code for programs.
+    """
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_prompt"):
+        super().__init__(message)
+        self.param, self.code = param, code
 
 
 @dataclass(frozen=True)
@@ -85,8 +100,8 @@ class Pair:
         try:
             prompt = self._builder.build(messages)
         except Exception as error:  # templates are programs and can raise anything
-            raise PromptError(f"The model's chat template refuses these messages: {error}") from error
-        return self._checked(prompt)
+            raise PromptError(f"The model's chat template refuses these messages: {error}", "messages") from error
+        return self._checked(prompt, "messages")
 
     def complete(self, text: str | list[int]) -> RelayPrompt:
         """The prompt of a text, or of the student's token ids, without a template.
@@ -100,13 +115,13 @@ class Pair:
         else:
             ids = text
             if not all(0 <= token < self.vocabulary.size for token in ids):
-                raise PromptError(f"The prompt has token ids outside 0 to {self.vocabulary.size - 1}.")
+                raise PromptError(f"The prompt has token ids outside 0 to {self.vocabulary.size - 1}.", "prompt")
             begin = next((k for k, token in enumerate(ids) if token != tokenizer.bos_token_id), len(ids))
             text = tokenizer.decode(ids[begin:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         # The token that begins the student's prompt would be words to a teacher, which has a beginning of its own
         while tokenizer.bos_token and text.startswith(tokenizer.bos_token):
             text = text.removeprefix(tokenizer.bos_token)
-        return self._checked(RelayPrompt(ids, self._for_teacher(text, ids)))
+        return self._checked(RelayPrompt(ids, self._for_teacher(text, ids)), "prompt")
 
     def _for_teacher(self, text: str, ids: list[int]) -> Any:
         teacher = self.teacher
@@ -121,10 +136,54 @@ class Pair:
         # A model without a token to begin with begins behind an end
         return list(teacher.vocabulary.tokenizer(text)["input_ids"]) or [teacher.vocabulary.eos_id]
 
-    def _checked(self, prompt: RelayPrompt) -> RelayPrompt:
+    def _checked(self, prompt: RelayPrompt, param: str) -> RelayPrompt:
         if not prompt.student:
-            raise PromptError("The prompt is empty.")
+            raise PromptError("The prompt is empty.", param)
         return prompt
+
+    def question(
+        self,
+        prompt: RelayPrompt,
+        *,
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        show_commands: bool = False,
+        use_teacher: bool = True,
+        **options: Any,
+    ) -> Question:
+        """The question of a prompt.
+
+        Args:
+            prompt ([`RelayPrompt`]).
+            seed (`int`, *optional*), stop (`str` or `Sequence[str]`): see [`Question`].
+            max_tokens (`int`, *optional*): most tokens of the answer, if there is room for them.
+            show_commands (`bool`, defaults to `False`), use_teacher (`bool`, defaults to `True`): see [`Question`].
+            **options: `temperature`, `top_p`, `top_k` and `min_p` of the student; `max_calls`, `max_call_tokens`,
+                `max_teacher_tokens`, `call_bias`, `fixed_call_tokens` and `is_ended_by_teacher` of the relay.
+
+        Raises:
+            TypeError: an unknown option.
+            PromptError: there is no room for an answer after the prompt.
+            ValueError: an option is out of its range.
+        """
+        unknown = [name for name in options if name not in (*_STUDENT, *_RULES)]
+        if unknown:
+            raise TypeError(f"There is no option {', '.join(unknown)}; see Pair.question for all of them.")
+        room = self.room_for(prompt)
+        if room < 1:
+            raise PromptError(
+                f"The prompt has {len(prompt.student)} tokens; there is room for {self.student.max_context}, answer included.",
+                code="context_length_exceeded",
+            )
+        rules = replace(
+            self.rules,
+            max_completion_tokens=room if max_tokens is None else min(max_tokens, room),
+            student=replace(self.rules.student, **{name: options.pop(name) for name in _STUDENT if name in options}),
+            **options,
+        )
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        return Question(prompt, rules, seed, stop, show_commands, use_teacher)
 
     def room_for(self, prompt: RelayPrompt) -> int:
         """Most tokens of an answer to `prompt`."""

@@ -7,13 +7,12 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar, overload
 
 from ..engines.base import Engine
 from ..engines.loading import load_engine
 from ..relay_config import RelayRecord, load_record
-from .answer import Answer, Question, answer
+from .answer import Answer, Question, answer, answer_all
 from .pair import Pair
 from .reader import Delta
 
@@ -21,8 +20,6 @@ Problem: TypeAlias = str | list[dict[str, str]]
 """A problem, which is put into the student's prompt template, or a conversation."""
 
 T = TypeVar("T")
-_STUDENT = ("temperature", "top_p", "top_k", "min_p")
-_RULES = ("max_calls", "max_call_tokens", "max_teacher_tokens", "call_bias", "fixed_call_tokens", "is_ended_by_teacher")
 
 
 class RelayPipeline:
@@ -83,38 +80,13 @@ class RelayPipeline:
             kwargs["revision"] = revision
         return cls(Pair(load_engine(student, backend, **kwargs), engine, record))  # type: ignore[arg-type]
 
-    def question(self, problem: Problem, *, seed: int | None = None, **options: Any) -> Question:
-        """The question of a call.
-
-        Args:
-            problem (`str` or `list[dict]`): put into the prompt template that the student was trained with; a list of
-                messages is a conversation.
-            seed (`int`, *optional*): the same seed gives the same answer, the same as in training and evaluation.
-            **options: `max_tokens`, `stop`, `show_commands`, `use_teacher`; `temperature`, `top_p`, `top_k` and `min_p`
-                of the student; `max_calls`, `max_call_tokens`, `max_teacher_tokens`, `call_bias`, `fixed_call_tokens`
-                and `is_ended_by_teacher` of the relay.
-
-        Raises:
-            TypeError: an unknown option.
-            ValueError: an option is out of its range, or there is no room for an answer after the prompt.
+    def question(self, problem: Problem, **options: Any) -> Question:
+        """The question of a problem, which is put into the prompt template that the student was trained with, or of a
+        list of messages. The same seed gives the same answer, the same as in training and evaluation. Options and errors
+        are those of [`Pair.question`].
         """
         messages = [{"role": "user", "content": problem}] if isinstance(problem, str) else problem
-        prompt = self.pair.chat(messages)
-        room = self.pair.room_for(prompt)
-        if room < 1:
-            raise ValueError(
-                f"The prompt has {len(prompt.student)} tokens; {self.pair.student.name} has no room for more."
-            )
-        rules = replace(self.pair.rules, max_completion_tokens=min(options.pop("max_tokens", room), room))
-        student = {name: options.pop(name) for name in _STUDENT if name in options}
-        rules = replace(rules, **{name: options.pop(name) for name in _RULES if name in options})
-        rules = replace(rules, student=replace(rules.student, **student))
-        stop = options.pop("stop", ())
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        shows, has_teacher = options.pop("show_commands", False), options.pop("use_teacher", True)
-        if options:
-            raise TypeError(f"There is no option {', '.join(options)}; see RelayPipeline.question for all of them.")
-        return Question(prompt, rules, seed, stop, shows, has_teacher)
+        return self.pair.question(self.pair.chat(messages), **options)
 
     @overload
     def __call__(self, problem: Problem, **options: Any) -> Answer: ...
@@ -125,7 +97,7 @@ class RelayPipeline:
 
         Args:
             problem (`str`, `list[dict]`, or a list of either).
-            **options: see [`RelayPipeline.question`]; the seed of the k-th of several is `seed + k`.
+            **options: see [`Pair.question`]; the seed of the k-th of several is `seed + k`.
         """
         return self._wait(self._answer(problem, options))
 
@@ -186,7 +158,7 @@ class RelayPipeline:
         seed = options.pop("seed", None)
         seeds = [None if seed is None else seed + k for k in range(len(problem))]
         questions = [self.question(one, seed=s, **options) for one, s in zip(problem, seeds, strict=True)]
-        return list(await asyncio.gather(*(answer(question, student, teacher) for question in questions)))
+        return await answer_all(questions, student, teacher)
 
     def _start(self, job: Coroutine[Any, Any, T]):
         return asyncio.run_coroutine_threadsafe(job, self._loop)

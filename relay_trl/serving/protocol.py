@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..call_bias import NEVER
+
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MIN_BIAS = -100.0
@@ -40,6 +42,15 @@ NEUTRAL: dict[str, tuple] = {
     "web_search_options": (),
 }
 """Unsupported parameters and the values that ask for nothing, beside null. Any other value is refused."""
+
+LIMITS = ("max_calls", "max_call_tokens", "max_teacher_tokens")
+"""Options that a request can only lower."""
+
+OPTIONS = (
+    *("max_tokens", "stop", "show_commands", "use_teacher"),
+    *("temperature", "top_p", "top_k", "min_p", "call_bias", *LIMITS),
+)
+"""Options of a question."""
 
 LABELS = ("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user")
 """Parameters that do not change an answer in OpenAI's API."""
@@ -110,6 +121,16 @@ class Request(_Strict):
     call_bias: float | None = Field(None, ge=MIN_BIAS, le=-MIN_BIAS)
     use_teacher: bool = True
     show_commands: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that were given, as [`Pair.question`] takes them."""
+        given = {name: getattr(self, name) for name in OPTIONS}
+        if self.top_k == -1:
+            given["top_k"] = 0
+        if self.call_bias == MIN_BIAS:  # a call is then impossible, not only rare
+            given["call_bias"] = NEVER
+        return {name: value for name, value in given.items() if value is not None}
 
     @field_validator("stop", mode="before")
     @classmethod

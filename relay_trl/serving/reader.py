@@ -1,6 +1,6 @@
 """Turns a rollout into what a client sees while it is written: without commands, up to a stop string, with authors.
 
-Owns which text is held back and for how long. It is the listener of a relay; `stream.py` sends its deltas.
+Owns which text is held back and for how long. It is the listener of a relay.
 """
 
 from collections.abc import Callable

@@ -12,9 +12,12 @@ from typing import Any, Literal
 from starlette.responses import JSONResponse, Response
 
 from ..trace import Reading
-from .answer import Answer
+from .answer import Answer, News
 from .protocol import ApiError
 from .reader import Delta
+
+DONE = "data: [DONE]\n\n"
+"""The end of every stream."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,23 @@ class Form:
             return ""
         return "".join(self._chunk(index, "", None, role="assistant") for index in range(choices))
 
-    def piece(self, index: int, delta: Delta) -> str:
-        """A piece of answer number `index`."""
-        return self._chunk(index, delta.text, {"author": delta.author, "tokens": delta.tokens})
-
-    def ending(self, index: int, answer: Answer) -> str:
-        """The last chunk of answer number `index`."""
-        return self._chunk(index, None, _outcome(answer), answer.finish_reason)
+    def news(self, news: News) -> str:
+        """The next part of a stream. If there are no news, a comment, so that no proxy closes the connection."""
+        return (
+            "".join(
+                self._chunk(index, None, _outcome(said), said.finish_reason)
+                if isinstance(said, Answer)
+                else self._chunk(index, said.text, {"author": said.author, "tokens": said.tokens})
+                for index, said in news
+            )
+            or ": still there\n\n"
+        )
 
     def closing(self, answers: list[Answer], prompt_tokens: int) -> str:
         """The end of a stream."""
         name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
         last = event(self._object(name, [], usage=usage(answers, prompt_tokens))) if self.has_usage else ""
-        return last + "data: [DONE]\n\n"
+        return last + DONE
 
 
 def event(data: dict[str, Any]) -> str:

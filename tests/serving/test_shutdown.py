@@ -90,9 +90,8 @@ def test_sigterm_while_answers_are_streamed(server):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_leaves_at_once(server, number):
     assert httpx.get(f"{server.url}/models").status_code == 200
-    told = time.monotonic()
     server.send_signal(number)
-    assert server.wait(10) == 0 and time.monotonic() < told + 5
+    assert server.wait(LIMIT_S / 2) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
