@@ -16,11 +16,13 @@ from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import load_engine
 from relay_trl.evaluation.answer_files import AnswerFile, answer_path, read_run
 from relay_trl.evaluation.config import EvaluationConfig
+from relay_trl.evaluation.judging import judge_run
 from relay_trl.evaluation.methods import load_methods
 from relay_trl.evaluation.processes import run_parts
 from relay_trl.evaluation.report.training_plots import find_logs
 from relay_trl.evaluation.report.write import print_results, write_report
 from relay_trl.evaluation.runner import build_problems, evaluate
+from relay_trl.grading.judge import load_judge
 
 
 def main():
@@ -33,7 +35,7 @@ def main():
         check_model(config.teacher, "teacher")
     logs = find_logs(config.training_logs, config.student)
     costs = load_costs(config.costs)
-
+    judge = None if config.shard else load_judge(config)
     parts = [config.for_benchmark(name) for name in config.benchmarks]
     rows = {}
     for part in parts:  # all of them before any model is loaded
@@ -46,7 +48,7 @@ def main():
         answer_all(parts, rows, methods, has_teacher)
     if config.shard is not None:
         return
-
+    judge_run(config.output_dir, judge, config)
     title = f"{config.student} on {', '.join(config.benchmarks)}"
     run = read_run(config.output_dir)
     summaries = write_report([run], config.output_dir, logs, title, config.pages_answers, costs=costs)
@@ -58,9 +60,8 @@ def answer_all(parts: list[EvaluationConfig], rows: dict[str, list[dict]], metho
     """Fills the run's files with what is missing in them."""
     first = parts[0]
     for part in parts:  # other settings are refused before any model is loaded
-        AnswerFile(
-            answer_path(part.output_dir, part.benchmark, part.part()), part.settings(rows[part.benchmark])
-        ).close()
+        path = answer_path(part.output_dir, part.benchmark, part.part())
+        AnswerFile(path, part.settings(rows[part.benchmark])).close()
     # The teacher first, so that a server that is down is noticed before a model is loaded.
     teacher = load_engine(first.teacher, **first.teacher_options()) if has_teacher else None
     student = load_engine(first.student, **first.student_options())

@@ -77,12 +77,14 @@ class Run:
         settings (`dict`): what the answers depend on, as given to [`AnswerFile`]; of several files, the common settings.
         answers (`list[Answer]`): in the order of the files, each key once.
         labels (`dict[str, str]`): names of methods in reports, if they differ from the methods' own.
+        folder (`Path`, *optional*): where it was read.
     """
 
     name: str
     settings: dict
     answers: list[Answer]
     labels: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 class AnswerFile:
@@ -215,7 +217,7 @@ def read_run(path: str | Path, name: str | None = None, labels: dict[str, str] |
     if not answers:
         raise ValueError(f"{path} is empty; run recipes/evaluate.py to fill it.")
     folder = path.resolve() if path.is_dir() else path.resolve().parent
-    return Run(name or folder.name, shared, list(answers.values()), labels or {})
+    return Run(name or folder.name, shared, list(answers.values()), labels or {}, folder)
 
 
 def _without(settings: dict, names: Iterable[str]) -> dict:

@@ -14,6 +14,7 @@ from ..data.files import kind_of
 from ..data.registry import REPORTED, SOURCES
 from ..data.sources import load_rows
 from ..engines.base import Engine, Sampling
+from ..grading.judge import JudgeFields
 from ..grading.words import AnyGrader, load_grader
 from ..options import TeacherFields, mapping
 from ..prompts import PromptBuilder, check_template
@@ -45,7 +46,7 @@ teacher's temperature as in the paper's evaluation; the benchmark's template."""
 _NOT_SETTINGS = {
     *("methods", "benchmarks", "output_dir", "data_dir", "max_in_flight", "training_logs", "pages_answers"),
     *("grading_time_limit_s", "teacher_timeout_s", "teacher_retries", "teacher_concurrency"),
-    *("num_processes", "shard", "costs"),
+    *("num_processes", "shard", "costs", "judge", "judge_model", "judge_sample"),
 }
 _AT_LEAST_ONE = (
     *("limit", "samples", "max_completion_length", "max_prompt_length", "max_call_tokens", "max_in_flight"),
@@ -54,7 +55,7 @@ _AT_LEAST_ONE = (
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig(TeacherFields):
+class EvaluationConfig(JudgeFields, TeacherFields):
     """Who is evaluated on what, and how. Fields marked *from the student* take the value of the student's
     `relay_config.json` where they are unset, else the default given here.
 
@@ -64,6 +65,7 @@ class EvaluationConfig(TeacherFields):
             datasets.
         teacher (`str`, *optional*, from the student), other `teacher_` fields: see [`~relay_trl.options.TeacherFields`].
         methods (`list[str]`, defaults to `student relay teacher`): see `evaluation/methods.py`.
+        judge, judge_model, judge_sample: see [`~relay_trl.grading.judge.JudgeFields`].
         data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
         split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
         limit (`int`, *optional*): problems to ask of each benchmark, chosen by `seed`; `None` asks all.
@@ -163,6 +165,7 @@ class EvaluationConfig(TeacherFields):
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         self.check_teacher()
+        self.check_judge()
         known = ("auto", "transformers", "vllm")
         if self.student_backend not in known:
             raise ValueError(f"student_backend is {self.student_backend!r}; it must be one of {', '.join(known)}.")

@@ -13,6 +13,7 @@ from trl import GRPOConfig, SFTConfig
 
 from ..engines.base import Sampling
 from ..engines.precision import warn_of_bfloat16
+from ..grading.judge import JudgeFields
 from ..options import PromptFields, TeacherFields, broken_groups
 from ..redaction import RedactedArguments
 from ..relay import RelayRules
@@ -22,7 +23,7 @@ from .trl_options import GRPO, GRPO_NEEDS, SFT, SFT_NEEDS, check_words, refuse_u
 
 
 @dataclass
-class RelayFields(TeacherFields, PromptFields):
+class RelayFields(JudgeFields, TeacherFields, PromptFields):
     """The rules of the relay, beside [`~relay_trl.options.TeacherFields`] and [`~relay_trl.options.PromptFields`].
 
     Args:
@@ -50,6 +51,9 @@ class RelayFields(TeacherFields, PromptFields):
         call_entropy_coef (`float`, defaults to `0.0`): weight of a bonus on the entropy of n's digits, mean over those of a
             micro-batch, which keeps n from settling early; the paper has none.
         grading_time_limit_s (`float`, defaults to `5.0`): seconds for one answer.
+        judge, judge_model, judge_sample: see [`~relay_trl.grading.judge.JudgeFields`]; what it says is counted in the metrics.
+        judge_reward (`bool`, defaults to `False`): whether an answer that the rules call wrong and the judge right is trained on
+            as a right one.
         rollouts_max_mb (`int`, defaults to `512`): MiB of rollouts that each process keeps under `output_dir/_rollouts`, for
             `relay-trl watch`; the oldest go first. 0 writes none.
         profile_steps (`int`, defaults to `0`): time so many steps after the first and print where their time goes.
@@ -78,6 +82,7 @@ class RelayFields(TeacherFields, PromptFields):
     max_draws: int = field(default=4, metadata={"help": "Groups drawn at most for one place, with dynamic_sampling."})
     call_entropy_coef: float = field(default=0.0, metadata={"help": "Bonus on the entropy of n's digits."})
     grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
+    judge_reward: bool = field(default=False, metadata={"help": "What the judge calls right is right in training."})
     rollouts_max_mb: int = field(default=512, metadata={"help": "MiB of rollouts kept on disk by each process."})
     profile_steps: int = field(default=0, metadata={"help": "Print where the time of so many steps goes."})
 
@@ -110,6 +115,9 @@ class RelayFields(TeacherFields, PromptFields):
             )
         if self.call_entropy_coef < 0:
             raise ValueError(f"call_entropy_coef is {self.call_entropy_coef}; it must be 0 (no bonus) or more.")
+        if self.judge_reward and self.judge is None:
+            raise ValueError("judge_reward is true, but there is no judge; set judge to a model or a server's URL.")
+        self.check_judge()
         self.check_teacher()
 
     def relay_config(self) -> RelayRules:

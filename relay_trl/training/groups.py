@@ -89,8 +89,7 @@ async def _draw_place(
         names = [(place + i, tries) if tries else (place + i,) for i in range(draw.size)]
         seeds = [rollout_seed(args.seed, *where, *name) for name in names]
         traces = await together(trainer.rollouts.jobs([row["prompt"]] * draw.size, seeds, student))
-        golds = [row["answer"]] * draw.size
-        correct = await asyncio.to_thread(trainer.grader.grade, [trace.answer for trace in traces], golds)
+        correct = await asyncio.to_thread(trainer.grader.grade, traces, [row] * draw.size)
         found = [facts(trace, is_correct) for trace, is_correct in zip(traces, correct, strict=True)]
         # One that its teacher failed says nothing of the prompt, and is the guard's business
         rewards, _ = score_groups(found, draw.size, args, trainer.group_reward)

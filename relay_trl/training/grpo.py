@@ -18,7 +18,6 @@ from transformers import ProgressCallback, set_seed
 from trl import GRPOTrainer
 
 from ..engines.base import Engine
-from ..grading.grader import Grader
 from ..prompts import PromptBuilder, RunPrompts
 from ..rewards import load_function, load_reward
 from ..rollout_files import Draw, RolloutWriter
@@ -27,10 +26,11 @@ from .batches import tight_forward, tighten, why_not_sorted
 from .call_entropy import mean_entropy, number_mask
 from .callbacks import LimitedWaiting, ProgressLines, RecordingCallback, RelayProgressCallback
 from .config import RelayGRPOConfig
+from .grading import RolloutGrader
 from .groups import draw_with_spread, nothing_to_learn, score_groups
 from .guard import Guard, Suspect, flat_groups
 from .lora import check_sharding, give_bias
-from .metrics import facts, summarize
+from .metrics import GRADED, facts, summarize
 from .profile import StepProfiler
 from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
@@ -106,7 +106,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         prompts = prompts or RunPrompts(self._tokenizer, teacher, **args.prompt_options())
         self.rollouts = Rollouts(prompts, args.relay_config(), teacher)
         self._vocabulary = Vocabulary(self._tokenizer)
-        self.grader = Grader(args.answer_marker, args.grading_time_limit_s)
+        self.grader = RolloutGrader(args)
         ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.writer = RolloutWriter(args.output_dir, args.syntax, *ranks, max_mb=args.rollouts_max_mb)
         self.add_callback(LimitedWaiting)
@@ -214,15 +214,13 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         reward. Rollouts whose teacher failed are NaN.
         """
         draw, traces = self._draw, [row[TRACE_COLUMN] for row in inputs]
-        started, timeouts = time.perf_counter(), self.grader.timeouts
+        started = time.perf_counter()
         prompts[:] = [row["prompt"] for row in inputs]  # dynamic sampling may have put others in
-        correct = draw.correct or self.grader.grade(
-            [trace.answer for trace in traces], [row["answer"] for row in inputs]
-        )
+        correct = draw.correct or self.grader.grade(traces, inputs)
         for row, trace, is_correct in zip(inputs, traces, correct, strict=True):
             row["relay_correct"], row["relay_teacher_share"] = is_correct, trace.teacher_share
         groups = len(traces) / draw.size
-        own_s = [draw.rollout_s, time.perf_counter() - started, self.grader.timeouts - timeouts, draw.drawn or groups]
+        own_s = [draw.rollout_s, time.perf_counter() - started, draw.drawn or groups, *self.grader.counts()]
         matrix = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         device = self.accelerator.device
         rows = [facts(trace, is_correct) for trace, is_correct in zip(traces, correct, strict=True)]
@@ -234,8 +232,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         total = (matrix * self.reward_weights.to(device)).nansum(1).masked_fill(matrix[:, 0].isnan(), torch.nan)
         metrics = summarize(rows, [kind for kind in kinds if kind is not None])
         metrics["rollout_s"], metrics["grading_s"] = timings.max(0).values[:2].tolist()
-        metrics["grading_timeouts"] = timings[:, 2].sum().item()
-        metrics["draws"] = timings[:, 3].mean().item() / groups
+        metrics["draws"] = timings[:, 2].mean().item() / groups
+        metrics |= zip(GRADED, timings[:, 3:].sum(0).tolist(), strict=True)
         for name, value in metrics.items():
             # TRL logs the mean; so a smaller last batch of an evaluation gets the weight of its rollouts
             self._metrics[self._mode][f"relay/{name}"] += [value] * len(rows)

@@ -56,8 +56,14 @@ METRICS = {
     "rollout_s": "wall-clock seconds of the step's rollouts on the slowest process",
     "grading_s": "wall-clock seconds of the step's grading on the slowest process",
     "grading_timeouts": "answers that could not be graded within their time limit in this step; they count as wrong",
+    "judge_read": "answers of this step that a `judge` re-read and gave a verdict on",
+    "judge_overruled": "those of them on which it differs from the rules",
+    "judge_silent": "answers of this step that it was to re-read and gave no verdict on; the rules' stays",
 }
 """Every metric, logged as `relay/<name>` (`eval_relay/<name>` in evaluation), with its meaning."""
+
+GRADED = ("grading_timeouts", "judge_read", "judge_overruled", "judge_silent")
+"""Metrics that grading counts."""
 
 
 def facts(trace: Trace, is_correct: bool) -> list[float]:

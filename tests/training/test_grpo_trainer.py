@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.judge_server import JudgeServer
 from helpers.trainers import (
     PAIR,
+    WRONG,
     PlannedTeacher,
     are_equal,
     grpo_config,
@@ -67,6 +69,31 @@ def test_metrics_of_a_step_worked_out_by_hand(tmp_path):
     total = [4 / (2 * (6 + 11 + 6) + a + b + 2 * 3) for a in right for b in right]
     assert any(found["teacher_share_all"] == pytest.approx(share) for share in total)
     assert found["rollout_s"] > 0 and found["teacher_wait_s"] > 0
+
+
+def test_a_judges_verdicts_are_trained_on_only_where_that_is_asked_for(tmp_path):
+    server = JudgeServer()
+    server.says = lambda asked: "Verdict: RIGHT" if WRONG in asked else server.think(asked)
+    found = {}
+    try:
+        for judge_reward in (False, True):
+            args = grpo_config(
+                tmp_path,
+                max_steps=1,
+                judge=server.url,
+                judge_sample=0.0,
+                judge_reward=judge_reward,
+                max_teacher_failures=1.0,
+            )
+            trainer = grpo_trainer(args, in_turn("right", "wrong", "wrong", "call, broken"))
+            trainer.train()
+            (found[judge_reward],) = steps_of(trainer)
+    finally:
+        server.close()
+    assert [found[k]["relay/accuracy"] for k in (False, True)] == pytest.approx([1 / 3, 1.0])
+    for entry in found.values():
+        assert (entry["relay/judge_read"], entry["relay/judge_overruled"], entry["relay/judge_silent"]) == (4, 4, 0)
+    assert found[True]["reward"] > found[False]["reward"]
 
 
 def test_denied_calls_and_the_kinds_of_groups(tmp_path):

@@ -4,13 +4,14 @@ Owns which answers are compared. The formulas are in `statistics.py`; `tables.py
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ...costs import NO_PRICES, PriceTable, fill_parameters
 from ...data.registry import PAPER_SIX
 from ..answer_files import Answer, Run
+from ..judging import FILE, Judged, compare_with_rules, read_verdicts
 from .statistics import Comparison, compare, headline, interval_of, resampled_means
 from .summaries import Cell, Summary, mean, problem_of, summarize_group, summarize_method
 
@@ -24,10 +25,12 @@ class Results:
     Args:
         summaries (`list[Summary]`): in the order of the answers; macro averages last.
         comparisons (`list[tuple[str, str, str, Comparison]]`): benchmark, label, label of what it is compared with.
+        judged (`list[Judged]`): what a judge says beside the rules, where there is one.
     """
 
     summaries: list[Summary]
     comparisons: list[tuple[str, str, str, Comparison]]
+    judged: list[Judged] = field(default_factory=list)
 
 
 def summarize(runs: Iterable[Run], seed: int = 0, prices: PriceTable = NO_PRICES) -> list[Summary]:
@@ -70,7 +73,12 @@ def evaluate_runs(runs: Iterable[Run], seed: int = 0, prices: PriceTable = NO_PR
     for cell in cells:
         cell.summary, rounds[id(cell)] = _with_references(cell, cells, seed)
     averages = _averages(cells, rounds)
-    return Results([*(cell.summary for cell in cells), *averages], _comparisons(cells, seed))
+    judged = []
+    verdicts = {run.name: read_verdicts(run.folder / FILE) if run.folder else {} for run in runs}
+    for cell in cells:
+        place = (cell.summary.benchmark, cell.summary.label)
+        judged += compare_with_rules(*place, cell.answers, verdicts[cell.summary.run])
+    return Results([*(cell.summary for cell in cells), *averages], _comparisons(cells, seed), judged)
 
 
 def with_distinct_labels(summaries: list[Summary]) -> list[Summary]:

@@ -7,6 +7,7 @@ formats.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ..judging import Judged
 from .results import NEEDS, Results
 from .statistics import Comparison
 from .summaries import Interval, KindSummary, Summary
@@ -85,6 +86,8 @@ def all_tables(results: Results) -> list[Table]:
         tables += [table for table in (_need_table(benchmark, shown), _cost_table(benchmark, shown)) if table]
         compared = [(first, second, c) for name, first, second, c in results.comparisons if name == benchmark]
         tables += [_comparison_table(benchmark, compared)] if compared else []
+        judged = [line for line in results.judged if line.benchmark == benchmark]
+        tables += [_judge_table(benchmark, judged)] if judged else []
     return tables
 
 
@@ -208,6 +211,18 @@ def _comparison_table(benchmark: str, compared: Iterable[tuple[str, str, Compari
     rows = [[f"{first} - {second}", *cell(c)] for first, second, c in compared]
     columns = ["methods", "problems", "difference", "95 % interval", "p", "only one right", "p (McNemar)"]
     return Table(f"{benchmark}, accuracy against {compared[0][0]} on the same problems, in points", columns, rows)
+
+
+def _judge_table(benchmark: str, judged: Sequence[Judged]) -> Table:
+    rows = [
+        [line.label, percent(line.accuracy), percent(line.judged_accuracy)]
+        + [f"{line.wrong_overruled} of {line.wrong_read}", f"{line.right_overruled} of {line.right_read}"]
+        + [str(line.silent), percent(line.agreement), "-" if line.kappa is None else f"{line.kappa:.2f}"]
+        for line in judged
+    ]
+    columns = ["method", "rules: acc. %", "judge: acc. %", "wrong, judged right", "right, judged wrong", "no verdict"]
+    judges = ", ".join(dict.fromkeys(line.judge for line in judged))
+    return Table(f"{benchmark}, the rules beside a judge ({judges})", [*columns, "agreement %", "kappa"], rows)
 
 
 def _p(value: float) -> str:

@@ -6,7 +6,7 @@ Owns formats and files. The contents come from `tables.py`, `plots.py` and `page
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -127,6 +127,7 @@ def to_json(results: Results, runs: Sequence[Run] = (), costs: PriceTable = NO_P
     data = {
         "results": [_finite(asdict(summary)) for summary in results.summaries],
         "comparisons": compared,
+        "judged": [asdict(line) for line in results.judged],
         "settings": {run.name: run.settings for run in runs},
         "costs": None if costs == NO_PRICES else asdict(costs),
     }
@@ -171,7 +172,7 @@ def write_report(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     found = evaluate_runs(runs, seed, costs)
-    results = Results([*published, *found.summaries], found.comparisons)
+    results = replace(found, summaries=[*published, *found.summaries])
     called = called_answers(runs, found.summaries)
     figures = {
         "shares": (plot_shares(results.summaries), "Accuracy against the teacher's share of all tokens"),
