@@ -4,6 +4,7 @@ python recipes/evaluate.py --config recipes/configs/arithmetic/evaluate.yaml
 """
 
 import sys
+from contextlib import ExitStack
 
 from rich.console import Console
 
@@ -59,41 +60,31 @@ def main():
 def answer_all(parts: list[EvaluationConfig], rows: dict[str, list[dict]], methods: list, has_teacher: bool):
     """Fills the run's files with what is missing in them."""
     first = parts[0]
-    for part in parts:  # other settings are refused before any model is loaded
-        path = answer_path(part.output_dir, part.benchmark, part.part())
-        AnswerFile(path, part.settings(rows[part.benchmark])).close()
-    # The teacher first, so that a server that is down is noticed before a model is loaded.
-    teacher = load_engine(first.teacher, **first.teacher_options()) if has_teacher else None
-    student = load_engine(first.student, **first.student_options())
-    if first.citer_router is not None:
-        student = with_router(student, first.citer_router)
-    for part in parts:
-        path = answer_path(part.output_dir, part.benchmark, part.part())
-        settings = part.settings(rows[part.benchmark])
-        with part.load_grader() as grader, AnswerFile(path, settings) as answers:
-            problems = build_problems(
-                part.benchmark,
-                rows[part.benchmark],
-                part.prompt_builder(student, teacher),
-                student,
-                part.max_prompt_length,
-                part.max_completion_length,
-                part.skip_long_prompts,
-            )
-            evaluate(
-                methods,
-                problems,
-                student,
-                teacher,
-                part.relay_config(),
-                grader,
-                answers,
-                part.samples,
-                part.seed,
-                part.max_in_flight,
-                has_progress=part.shard is None,
-                part=part.part(),
-            )
+    weights = first.weights()
+    with ExitStack() as stack:
+        files = []
+        for part in parts:  # other settings are refused before any model is loaded
+            path = answer_path(part.output_dir, part.benchmark, part.part())
+            file = AnswerFile(path, part.settings(rows[part.benchmark], weights))
+            files.append(stack.enter_context(file))
+        # The teacher first, so that a server that is down is noticed before a model is loaded.
+        teacher = load_engine(first.teacher, **first.teacher_options()) if has_teacher else None
+        student = load_engine(first.student, **first.student_options())
+        if first.citer_router is not None:
+            student = with_router(student, first.citer_router)
+        for part, answers in zip(parts, files, strict=True):
+            with part.load_grader() as grader:
+                builder = part.prompt_builder(student, teacher)
+                limits = (part.max_prompt_length, part.max_completion_length, part.skip_long_prompts)
+                problems = build_problems(part.benchmark, rows[part.benchmark], builder, student, *limits)
+                evaluate(
+                    *(methods, problems, student, teacher, part.relay_config(), grader, answers),
+                    samples=part.samples,
+                    seed=part.seed,
+                    max_in_flight=part.max_in_flight,
+                    has_progress=part.shard is None,
+                    part=part.part(),
+                )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from relay_trl.costs import load_costs
 from relay_trl.endings import run
 from relay_trl.evaluation.answer_files import read_run
-from relay_trl.evaluation.report.published import read_published
+from relay_trl.evaluation.report.results import read_published
 from relay_trl.evaluation.report.training_plots import read_log
 from relay_trl.evaluation.report.write import print_results, write_report
 

@@ -3,17 +3,17 @@
 Owns how such files are written and read, not what is in them.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "relay_trl.rows"
 VERSION = 1
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
@@ -21,106 +21,153 @@ _SAMPLED_BLOCKS = 16
 _BLOCK = 65536
 
 
-class ResumableRows:
-    """A file of numbered rows, open for reading and writing. An incomplete last line, left by a killed run, is dropped.
+class ResumableFile:
+    """A file of JSON lines that a killed run continues: a header with the settings, written with the first entry, then the
+    entries. An incomplete last line is dropped.
 
     Args:
         path (`str` or `Path`): created with its folders if it does not exist.
-        settings (`dict`): JSON-ready; everything that the rows depend on.
-        is_read_only (`bool`, defaults to `False`): for a file that another process may be writing. It must exist, and an
-            incomplete last line stays.
+        settings (`dict`): JSON-ready; everything that the entries depend on.
 
     Raises:
-        ValueError: the file was begun with other settings or by another version, or has another format.
+        ValueError: the file has entries of other settings, another version or another format, or another process is
+            writing to it.
     """
 
-    def __init__(self, path: str | Path, settings: dict, is_read_only: bool = False):
+    kind: ClassVar[str]
+    """What the entries are, for the format and for errors."""
+    names: ClassVar[tuple[str, ...]]
+    """Names that every entry has."""
+
+    def __init__(self, path: str | Path, settings: dict):
         self.path = Path(path)
-        if not is_read_only:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        header = {"format": FORMAT, "version": VERSION, "settings": json.loads(json.dumps(settings))}
-        self._places: dict[int, int] = {}
-        self._is_read_only = is_read_only
-        self._file = open(self.path, "rb" if is_read_only else "a+b")  # noqa: SIM115  (closed by `close`)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._settings = as_written(settings)
+        self._file = open(self.path, "a+b")  # noqa: SIM115  (closed by `close`)
         try:
-            self._end = self._read(header)
-        except ValueError:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            end = self._take_up()
+            self._file.truncate(end)
+        except BlockingIOError as error:
+            self._file.close()
+            raise ValueError(
+                f"{self.path} is being written by another process; wait for it, or give another output_dir."
+            ) from error
+        except BaseException:
             self._file.close()
             raise
-        if self._end == 0 and not is_read_only:
-            self._write(header)
+        self._is_empty = end == 0
 
-    def _read(self, header: dict) -> int:
-        """Finds the places of all complete lines and cuts off the rest; returns the file's length."""
-        self._file.seek(0)
-        end = 0
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                if not self._is_read_only:
-                    logger.warning(
-                        f"{self.path} ended in half a line, from a run that was killed; that row is made again."
-                    )
-                break
-            try:
-                entry = json.loads(line)
-                if number == 1:
-                    self._check(entry, header)
-                else:
-                    self._places[entry["number"]] = end
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path} is damaged in line {number}; remove it to start over.") from error
-            end += len(line)
-        if not self._is_read_only:
-            self._file.truncate(end)
+    def _take_up(self) -> int:
+        """Takes all entries up; returns the bytes that they and the header take."""
+        lines = read_lines(self.path, self)
+        header, _ = next(lines, ({}, 0))
+        end = 0  # a header without entries is ignored: it may be of a run that was refused before it made anything
+        for entry, place in lines:
+            if not end:
+                refuse_other(self.path, header["settings"], self._settings)
+            self._take(entry)
+            end = place
         return end
 
-    def _check(self, entry: Any, header: dict):
-        if entry["format"] != FORMAT or entry["version"] != VERSION:
-            raise ValueError(
-                f"{self.path} has format {entry['format']} {entry['version']}, this package writes {FORMAT} {VERSION}; remove "
-                "it to start over, or use the package that wrote it."
-            )
-        old, new = entry["settings"], header["settings"]
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if names:
-            shown = "; ".join(f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in names)
-            raise ValueError(
-                f"{self.path} is of a run with other settings: {shown}. Remove it to start over, or go back to the old settings."
-            )
+    def _take(self, entry: dict):
+        """Takes up an entry that is in the file."""
+        raise NotImplementedError
 
-    def _write(self, entry: dict) -> int:
-        line = json.dumps(entry).encode() + b"\n"
-        self._file.seek(0, 2)
-        self._file.write(line)
+    def _write(self, entry: dict):
+        """Writes an entry, so that it outlives this process."""
+        header = {"format": f"relay_trl.{self.kind}", "version": VERSION, "settings": self._settings}
+        lines = [json.dumps(one) + "\n" for one in ([header, entry] if self._is_empty else [entry])]
+        self._file.write("".join(lines).encode())
         self._file.flush()
-        place, self._end = self._end, self._end + len(line)
-        return place
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def add(self, number: int, row: Any):
-        """Writes a JSON-ready row, so that it outlives this process."""
-        self._places[number] = self._write({"number": number, "row": row})
-
-    def in_order(self) -> Iterator[tuple[int, Any]]:
-        """Numbers and rows, in order of their numbers."""
-        for number in sorted(self._places):
-            self._file.seek(self._places[number])
-            yield number, json.loads(self._file.readline())["row"]
+        self._is_empty = False
 
     def close(self):
         """Closes the file."""
         self._file.close()
 
-    def __enter__(self) -> "ResumableRows":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception):
         self.close()
+
+
+class ResumableRows(ResumableFile):
+    """Numbered rows that a killed run continues. Arguments and errors are those of [`ResumableFile`]."""
+
+    kind, names = "rows", ("number", "row")
+
+    def __init__(self, path: str | Path, settings: dict):
+        self._rows: dict[int, Any] = {}
+        super().__init__(path, settings)
+
+    def _take(self, entry: dict):
+        self._rows[entry["number"]] = entry["row"]
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, number: int, row: Any):
+        """Writes a JSON-ready row."""
+        self._rows[number] = row
+        self._write({"number": number, "row": row})
+
+    def in_order(self) -> Iterator[tuple[int, Any]]:
+        """Numbers and rows, in order of their numbers."""
+        yield from sorted(self._rows.items(), key=lambda item: item[0])
+
+
+def read_lines(path: Path, form: ResumableFile | type[ResumableFile]) -> Iterator[tuple[dict, int]]:
+    """The header and the entries of a [`ResumableFile`], which another process may be writing, each with the place where it
+    ends, in bytes. An incomplete last line is left out.
+
+    Raises:
+        ValueError: the file has another format or version, or is damaged.
+    """
+    end = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                logger.warning(
+                    f"{path} ends in half a line, which is left out; the run that wrote it was killed or still runs."
+                )
+                return
+            try:
+                entry = json.loads(line)
+                if number == 1 and entry["format"] != f"relay_trl.{form.kind}":
+                    raise ValueError
+                for name in ("version", "settings") if number == 1 else form.names:
+                    entry[name]
+            except (ValueError, KeyError, TypeError) as error:
+                what = f"is no file of {form.kind}" if number == 1 else f"is damaged in line {number}"
+                raise ValueError(f"{path} {what}; move it away, or give another output.") from error
+            if number == 1 and entry["version"] != VERSION:
+                raise ValueError(
+                    f"{path} has version {entry['version']} of the format, this package reads version {VERSION}; give "
+                    "another output, or use the package that wrote it."
+                )
+            end += len(line)
+            yield entry, end
+
+
+def as_written(settings: dict) -> dict:
+    """Settings as they are read from a file again."""
+    return json.loads(json.dumps(settings))
+
+
+def refuse_other(path: Path, old: dict, new: dict):
+    """Refuses to go on with a file whose settings were others."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if names:
+        shown = "; ".join(f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in names)
+        raise ValueError(
+            f"{path} is of a run with other settings: {shown}. Give another output, remove the file, or go back to the old "
+            "settings."
+        )
 
 
 def read_shards(paths: Sequence[Path], settings: dict, total: int) -> tuple[dict[int, Any], list[str]]:
@@ -134,9 +181,11 @@ def read_shards(paths: Sequence[Path], settings: dict, total: int) -> tuple[dict
     for shard, path in enumerate(paths):
         expected = len(range(shard, total, len(paths)))
         if path.exists():
-            with ResumableRows(path, settings, is_read_only=True) as rows:
-                found |= dict(rows.in_order())
-                expected -= len(rows)
+            (header, _), *lines = [*read_lines(path, ResumableRows)] or [({"settings": settings}, 0)]
+            refuse_other(path, header["settings"], as_written(settings))
+            rows = {entry["number"]: entry["row"] for entry, _ in lines}
+            found |= rows
+            expected -= len(rows)
         if expected:
             missing.append(f"{shard} ({expected} problems)")
     return found, missing

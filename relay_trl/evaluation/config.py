@@ -278,13 +278,17 @@ class EvaluationConfig(JudgeFields, TeacherFields):
         """Options of the teacher's engine, as in training."""
         return {**super().teacher_options(), **({"dtype": self.dtype} if self.dtype else {})}
 
-    def settings(self, rows: list[dict]) -> dict:
+    def weights(self) -> dict[str, str | None]:
+        """Fingerprints of the models."""
+        models = {"student_weights": self.student, "teacher_weights": self.teacher or ""}
+        if self.citer_router is not None:
+            models["router_weights"] = self.citer_router
+        return {name: fingerprint(model) for name, model in models.items()}
+
+    def settings(self, rows: list[dict], weights: dict[str, str | None]) -> dict:
         """What the answers depend on, for [`AnswerFile`]. Needs the config of
-        [`~EvaluationConfig.with_student_defaults`].
+        [`~EvaluationConfig.with_student_defaults`], and its [`~EvaluationConfig.weights`].
         """
         kept = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
         kept["benchmark"] = self.benchmark
-        weights = {"student_weights": fingerprint(self.student), "teacher_weights": fingerprint(self.teacher or "")}
-        if self.citer_router is not None:
-            weights["router_weights"] = fingerprint(self.citer_router)
         return redact({**kept, **weights, "problems": fingerprint_rows(rows)})

@@ -11,10 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from ..progress import Lines
+from ..progress import Bar
 from .answer_files import answer_files
 
 _POLL_S = 0.5
@@ -57,20 +54,13 @@ def run_parts(command: Sequence[str], count: int, folder: str | Path, total: int
 
 
 def _watch(children: list[subprocess.Popen], folder: Path, total: int) -> None:
-    console = Console(stderr=True)
-    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        Lines("answers", total, _count(folder)) as lines,
-    ):
-        task = progress.add_task("", total=total)
-        while any(child.poll() is None for child in children):
-            lines.done = _count(folder)
-            progress.update(task, completed=lines.done)
-            if any(child.poll() for child in children):
+    with Bar("answers", total, _count(folder)) as bar:
+        while True:
+            is_over = all(child.poll() is not None for child in children)  # before the last count
+            bar.advance(_count(folder) - bar.done)
+            if is_over or any(child.poll() for child in children):
                 return
             time.sleep(_POLL_S)
-        progress.update(task, completed=_count(folder))
 
 
 def _count(folder: Path) -> int:

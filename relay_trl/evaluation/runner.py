@@ -8,10 +8,9 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from ..data.sources import drop_overlong
 from ..engines.base import Engine
@@ -161,7 +160,7 @@ def evaluate(
         finally:
             await close_engines(student, teacher)
 
-    with board.progress, board.lines:
+    with board:
         asyncio.run(ask_all())
 
 
@@ -225,41 +224,24 @@ class _Sink:
 
 @dataclass
 class _Tally:
-    task: TaskID
+    bar: tqdm
     answers: int = 0
     correct: int = 0
     teacher_share: float = 0.0
     failures: int = 0
 
 
-@dataclass
 class _Board:
-    """One progress bar per method, with accuracy and rho of the answers of this run."""
+    """A bar for each method, with accuracy and rho of the answers of this run; lines where no bar can be seen."""
 
-    methods: Sequence[Method]
-    total: int
-    jobs: list[_Job]
-    is_shown: bool
-    progress: Progress = field(init=False)
-
-    def __post_init__(self):
-        console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not self.is_shown or not console.is_terminal,
-        )
+    def __init__(self, methods: Sequence[Method], total: int, jobs: list[_Job], is_shown: bool):
+        has_bars = is_shown and is_watched()
         self._tallies = {}
-        total = self.total * len(self.methods)
-        self.lines = Lines("answers", total, total - len(self.jobs), self.is_shown and not is_watched())
-        for method in self.methods:
-            left = sum(job.method is method for job in self.jobs)
-            task = self.progress.add_task(method.name, total=self.total, completed=self.total - left, note="")
-            self._tallies[method.name] = _Tally(task)
+        for method in methods:
+            done = total - sum(job.method is method for job in jobs)
+            self._tallies[method.name] = _Tally(tqdm(total=total, initial=done, desc=method.name, disable=not has_bars))
+        total *= len(methods)
+        self._lines = Lines("answers", total, total - len(jobs), is_shown and not has_bars)
 
     def count(self, answer: Answer) -> None:
         tally = self._tallies[answer.method]
@@ -272,5 +254,14 @@ class _Board:
         shares = (tally.correct / tally.answers, tally.teacher_share / tally.answers) if tally.answers else (0.0, 0.0)
         failed = f", {tally.failures} teacher failures" if tally.failures else ""
         note = f"accuracy {shares[0]:.3f}, teacher {shares[1]:.3f}{failed}"
-        self.progress.update(tally.task, advance=1, note=note)
-        self.lines.advance(1, f"{answer.method}: {note}")
+        tally.bar.set_postfix_str(note, refresh=False)
+        tally.bar.update()
+        self._lines.advance(1, f"{answer.method}: {note}")
+
+    def __enter__(self) -> "_Board":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._lines.close()
+        for tally in self._tallies.values():
+            tally.bar.close()

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ..pages.render import render
 from ..redaction import redact
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -86,14 +86,8 @@ def write_dataset_card(
         tags=["relay-trl", "warm-up" if is_warmup else "filtered"],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": file_name}]}],
     )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("relay_trl", "hub"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("dataset_card.md.j2").render(
+    text = render(
+        Path(__file__).with_name("dataset_card.md.j2"),
         card_data=metadata.to_yaml(),
         name=repo_id.rpartition("/")[2],
         repo_id=json.dumps(repo_id),

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..pages.render import render
 from ..redaction import redact
 from ..relay_config import RELAY_CONFIG_NAME, RelayRecord, load_record, origin_of, save_record
 from ..run_files import write_atomically
@@ -98,15 +98,9 @@ def write_model_card(
     )
     if metadata.eval_results is None:
         metadata.pop("model_name")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("relay_trl", "hub"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"code": code, "percent": percent, "json": json.dumps, "cell": cell}
-    text = environment.get_template("model_card.md.j2").render(
+    text = render(
+        Path(__file__).with_name("model_card.md.j2"),
+        filters={"code": code, "percent": percent, "json": json.dumps, "cell": cell},
         card_data=metadata.to_yaml(),
         record=record,
         model_name=model_name,

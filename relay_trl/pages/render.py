@@ -1,18 +1,42 @@
-"""What all pages share: the style of a rollout, the script that draws one, and the protection against foreign scripts.
+"""What all pages and cards share: how a template is filled in, the style of a rollout, the script that draws one, and the
+protection against foreign scripts.
 
-Owns `theme.css`, `rollout.js` and how a page allows its own script in its content security policy. A page's template, style
-and script are beside the module that renders it.
+Owns the template engine's settings, `theme.css`, `rollout.js` and how a page allows its own script in its content security
+policy. A page's template, style and script are beside the module that renders it.
 """
 
 import base64
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 _HERE = Path(__file__).parent
 THEME = _HERE / "theme.css"
 ROLLOUT_SCRIPT = _HERE / "rollout.js"
+
+
+def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """Fills in a template. In HTML every text is escaped that is no `Markup`.
+
+    Args:
+        template (`Path`).
+        filters (`Mapping[str, Callable]`, *optional*): the template's own filters.
+        **values: its variables; one that is missing is an error.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters or {}
+    return environment.get_template(template.name).render(**values)
 
 
 def read_texts(*paths: Path) -> str:

@@ -11,17 +11,8 @@ from ..evaluation.answer_files import Run, read_run
 from ..evaluation.methods import family_of
 from ..evaluation.report.plots import plot_shares, save_figure
 from ..evaluation.report.results import summarize
-from ..evaluation.report.summaries import Summary
-
-COLUMNS = {
-    "accuracy %": "accuracy",
-    "teacher share (rho) %": "teacher_share",
-    "teacher tokens %": "token_share",
-    "answers that call %": "call_rate",
-    "gap recovered %": "gap_recovered",
-    "cost reduction %": "cost_reduction",
-}
-"""Headings and fields of [`Summary`], in percent."""
+from ..evaluation.report.summaries import Summary, told
+from ..evaluation.report.tables import markdown_table
 
 
 def cell(values: Sequence[float | None], scale: float = 100.0) -> str:
@@ -86,19 +77,26 @@ def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> tup
     everything = [*ends_by_name, *(run for runs in by_seed.values() for run in runs), *pools]
     found = {(summary.run, summary.method): summary for summary in summarize(everything)}
 
-    headings = ["method", "seeds", *COLUMNS, "accuracy, 95 % interval over problems", "median n, each seed"]
-    lines, rows = [_row(headings), _row(["---", *["---:"] * (len(headings) - 1)])], []
+    headings = [
+        "method",
+        "seeds",
+        *told("over_seeds").values(),
+        "accuracy, 95 % interval over problems",
+        "median n, each seed",
+    ]
+    lines: list[list[str]] = []
+    rows: list[Summary] = []
     for run in ends_by_name:
         for method in _methods_of([run]):
             rows.append(replace(found[run.name, method], label=run.labels.get(method, method)))
-            lines.append(_row([rows[-1].label, "-", *_cells([rows[-1]], rows[-1])]))
+            lines.append([rows[-1].label, "-", *_cells([rows[-1]], rows[-1])])
     for label, runs in by_seed.items():
         methods = _methods_of(runs)
         for method in methods:
             of_seeds = [found[run.name, method] for run in runs if (run.name, method) in found]
             rows.append(replace(found[f"{label} all", method], label=_label(label, method, len(methods))))
-            lines.append(_row([rows[-1].label, str(len(of_seeds)), *_cells(of_seeds, rows[-1])]))
-    return "\n".join(lines) + "\n", rows
+            lines.append([rows[-1].label, str(len(of_seeds)), *_cells(of_seeds, rows[-1])])
+    return markdown_table(headings, lines) + "\n", rows
 
 
 def _methods_of(runs: Sequence[Run]) -> list[str]:
@@ -115,8 +113,4 @@ def _label(setting: str, method: str, count: int) -> str:
 def _cells(seeds: Sequence[Summary], whole: Summary) -> list[str]:
     interval = "-" if whole.low is None or whole.high is None else f"{100 * whole.low:.1f}-{100 * whole.high:.1f}"
     asked = ", ".join("-" if seed.requested is None else f"{seed.requested:g}" for seed in seeds)
-    return [*(cell([getattr(seed, field) for seed in seeds]) for field in COLUMNS.values()), interval, asked]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return [*(cell([getattr(seed, field) for seed in seeds]) for field in told("over_seeds")), interval, asked]

@@ -7,11 +7,10 @@ users are not put in here; the page gets them as JSON and shows them as text.
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..costs import ModelCosts, PriceTable, load_costs
-from ..pages.render import ROLLOUT_SCRIPT, THEME, embedded_json, read_texts, script_hash
+from ..pages.render import ROLLOUT_SCRIPT, THEME, embedded_json, read_texts, render, script_hash
 
 _HERE = Path(__file__).parent
 
@@ -51,10 +50,8 @@ def render_chat_page(model: str, holds_conversation: bool, prices: PriceTable | 
     """
     script = read_texts(ROLLOUT_SCRIPT, _HERE / "chat.js")
     about: dict[str, Any] = {"model": model, "remembers": holds_conversation, "prices": prices and _told(prices)}
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("chat.html.j2").render(
+    return render(
+        _HERE / "chat.html.j2",
         model=model,
         style=Markup(read_texts(THEME, _HERE / "chat.css")),
         script=Markup(script),

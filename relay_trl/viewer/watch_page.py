@@ -7,10 +7,9 @@ security policy allows only its own script.
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..pages.render import ROLLOUT_SCRIPT, THEME, embedded_json, read_texts, script_hash
+from ..pages.render import ROLLOUT_SCRIPT, THEME, embedded_json, read_texts, render, script_hash
 from ..rollout_files import finite
 
 _HERE = Path(__file__).parent
@@ -24,10 +23,8 @@ def render_watch_page(title: str, data: dict[str, Any] | None = None) -> str:
         data (`dict`, *optional*): from [`FollowedRun.everything`], for a page without a server; `None` asks the server.
     """
     script = read_texts(ROLLOUT_SCRIPT, _HERE / "charts.js", _HERE / "watch.js")
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("watch.html.j2").render(
+    return render(
+        _HERE / "watch.html.j2",
         title=title,
         style=Markup(read_texts(THEME, _HERE / "watch.css")),
         script=Markup(script),

@@ -188,7 +188,7 @@ def test_more_methods_can_be_added(tmp_path):
 def test_other_settings_are_refused(tmp_path):
     path = tmp_path / "answers.jsonl"
     run(path, ["student"], settings={**SETTINGS, "temperature": 1.0})
-    with pytest.raises(ValueError, match="temperature was 1.0 and is now 0.5.*another output_dir"):
+    with pytest.raises(ValueError, match="temperature was 1.0 and is now 0.5.*another output"):
         AnswerFile(path, {**SETTINGS, "temperature": 0.5})
 
 
@@ -422,5 +422,5 @@ def test_a_student_without_relay_config_gets_the_defaults(tmp_path):
 
 def test_settings_hold_no_credentials_and_no_methods(tmp_path):
     filled = config(student=str(tmp_path), teacher="http://me:pass1@host/v1?key=pass2").with_student_defaults()
-    settings = filled.settings(problems("test", 2, 0))
+    settings = filled.settings(problems("test", 2, 0), filled.weights())
     assert "pass" not in json.dumps(settings["teacher"]) and "methods" not in settings

@@ -116,7 +116,9 @@ def test_parts_of_a_benchmark_make_one_run_and_know_of_one_another(tmp_path):
         _, student, _ = run(path, ["student"], settings=settings, part=(k, 3))
         assert len(student.contexts) == 4
     merged = read_run(tmp_path / "parts")
-    assert sorted(a.to_line() for a in merged.answers) == sorted(a.to_line() for a in whole.answers)
+    assert sorted(json.dumps(a.to_dict()) for a in merged.answers) == sorted(
+        json.dumps(a.to_dict()) for a in whole.answers
+    )
     # Another number of processes goes on with what is there
     with AnswerFile(answer_path(tmp_path / "parts", "arithmetic"), settings) as one:
         assert len(one.done) == 12
@@ -127,9 +129,7 @@ def test_one_folder_holds_one_run(tmp_path):
     run(answer_path(tmp_path, "arithmetic"), ["student"], settings=settings)
     other = {**settings, "benchmark": "sums", "samples": 32}
     AnswerFile(answer_path(tmp_path, "sums"), other).close()
-    with pytest.raises(
-        ValueError, match="answers.arithmetic.jsonl holds answers of a run with other settings: temperature"
-    ):
+    with pytest.raises(ValueError, match="answers.arithmetic.jsonl is of a run with other settings: temperature"):
         AnswerFile(answer_path(tmp_path, "sums"), {**other, "temperature": 0.5})
     with pytest.raises(ValueError, match="samples was 1 and is now 2"):
         AnswerFile(answer_path(tmp_path, "arithmetic", (0, 2)), {**settings, "samples": 2})
@@ -170,7 +170,7 @@ def test_two_processes_give_what_one_gives_on_two_benchmarks(tmp_path):
         out = ["--output_dir", str(tmp_path / name), "--num_processes", count]
         done = subprocess.run([*command, *out], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (sorted(a.to_line() for a in read_run(tmp_path / name).answers) for name in ("one", "two"))
+    one, two = (sorted(json.dumps(a.to_dict()) for a in read_run(tmp_path / name).answers) for name in ("one", "two"))
     assert one == two and len(one) == 2 * (8 + 6)
     assert len(list((tmp_path / "two").glob("answers.*of2.jsonl"))) == 4
     average = json.loads((tmp_path / "two" / "results.json").read_text())["results"][-1]

@@ -17,8 +17,7 @@ from relay_trl.call_syntax import CallSyntax
 from relay_trl.evaluation.answer_files import Run
 from relay_trl.evaluation.report.call_plots import called_answers, plot_difficulty, plot_lengths, plot_places
 from relay_trl.evaluation.report.plots import COLORS, pareto_front, plot_shares
-from relay_trl.evaluation.report.published import read_published
-from relay_trl.evaluation.report.results import evaluate_runs, summarize
+from relay_trl.evaluation.report.results import evaluate_runs, read_published, summarize
 from relay_trl.evaluation.report.tables import all_tables, results_tables
 from relay_trl.evaluation.report.training_plots import find_logs, plot_training, read_log
 from relay_trl.evaluation.report.verdict import sentences

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...call_syntax import CallSyntax
-from ...pages.render import THEME, read_texts, script_hash
+from ...pages.render import THEME, read_texts, render, script_hash
 from ...pages.segments import segments
 from ...trace import StopReason
 from ..answer_files import Answer, Run
@@ -96,11 +95,7 @@ def write_pages(
 
 
 def _render(template: str, **values) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style = read_texts(THEME, _HERE / "rollouts.css")
-    return environment.get_template(template).render(style=Markup(style), **values)
+    return render(_HERE / template, style=Markup(read_texts(THEME, _HERE / "rollouts.css")), **values)
 
 
 def _problems(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[dict]:

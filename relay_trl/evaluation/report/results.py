@@ -1,10 +1,14 @@
 """All results of a report: summaries, gap and cost relative to student and teacher, macro averages, comparisons.
 
-Owns which answers are compared. The formulas are in `statistics.py`; `tables.py`, `plots.py` and `pages.py` show the results.
+Owns which answers are compared, and reading published figures, which have no answers. The formulas are in `statistics.py`;
+`tables.py`, `plots.py` and `pages.py` show the results.
 """
 
+import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +16,18 @@ from ...costs import NO_PRICES, PriceTable, fill_parameters
 from ...data.registry import PAPER_SIX
 from ..answer_files import Answer, Run
 from ..judging import FILE, Judged, compare_with_rules, read_verdicts
-from .statistics import Comparison, compare, headline, interval_of, resampled_means
-from .summaries import Cell, Summary, mean, problem_of, summarize_group, summarize_method
+from .statistics import (
+    Comparison,
+    compare,
+    cost_reduction,
+    gap_recovered,
+    headline,
+    interval_of,
+    resampled_means,
+)
+from .summaries import Cell, Summary, mean, problem_of, summarize_group, summarize_method, told
 
+_PUBLISHED = ("benchmark", "method", "accuracy", "teacher_tokens")
 NEEDS = ("student solves it", "only the teacher does", "neither does")
 
 
@@ -146,20 +159,13 @@ def _averages(cells: list[Cell], rounds: dict) -> list[Summary]:
 
 def _average(parts: list[Summary], known: list[tuple], name: str) -> Summary:
     first = parts[0]
-
-    def over_parts(attribute: str) -> float:
-        return mean(getattr(part, attribute) for part in parts)
-
+    averaged: dict[str, Any] = {figure: mean(getattr(part, figure) for part in parts) for figure in told("is_averaged")}
     average = Summary(
         *(first.run, name, first.method, first.label),
         problems=sum(part.problems for part in parts),
         answers=sum(part.answers for part in parts),
         failures=sum(part.failures for part in parts),
-        accuracy=over_parts("accuracy"),
-        teacher_share=over_parts("teacher_share"),
-        token_share=over_parts("token_share"),
-        call_rate=over_parts("call_rate"),
-        calls_per_answer=over_parts("calls_per_answer"),
+        **averaged,
     )
     if len(known) < len(parts):
         return average
@@ -197,3 +203,62 @@ def _comparisons(cells: list[Cell], seed: int) -> list[tuple[str, str, str, Comp
                 labels = (relay.summary.label, other.summary.label)
                 found.append((benchmark, *labels, compare(scores[0], scores[1], seed)))
     return found
+
+
+def read_published(path: str | Path, name: str | None = None) -> list[Summary]:
+    """The rows of a small CSV of figures without answers, which a report shows like a run. Accuracy and the teacher's share of all
+    tokens are in percent; there are no intervals without answers.
+
+        benchmark,method,accuracy,teacher_tokens
+        average,student,42.50,
+        average,relay,49.52,1.07
+        average,teacher,54.12,100
+
+    Gap recovered and cost reduction are those between its own rows `student` and `teacher`.
+
+    Args:
+        path (`str` or `Path`).
+        name (`str`, *optional*): name of the run in reports; `None`: the file's name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has other columns, or a value that is not a percentage.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The file of published figures {path} does not exist.")
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if set(reader.fieldnames or ()) != set(_PUBLISHED):
+            raise ValueError(f"{path} has the columns {reader.fieldnames}; it must have {', '.join(_PUBLISHED)}.")
+        rows = list(reader)
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
+    summaries = [_summary(row, name or path.stem, f"{path}, line {k}") for k, row in enumerate(rows, start=2)]
+    return [_with_headline(summary, summaries) for summary in summaries]
+
+
+def _summary(row: dict, run: str, where: str) -> Summary:
+    method = row["method"]
+    share = _percent(row["teacher_tokens"], where) if row["teacher_tokens"] else 0.0
+    accuracy = _percent(row["accuracy"], where)
+    return Summary(run, row["benchmark"], method, method, 0, 0, 0, accuracy=accuracy, token_share=share)
+
+
+def _percent(text: str | None, where: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise ValueError(f"{where} has {text!r}, which is no percentage from 0 to 100.")
+    return value / 100
+
+
+def _with_headline(summary: Summary, summaries: list[Summary]) -> Summary:
+    ends = {s.method: s.accuracy for s in summaries if s.benchmark == summary.benchmark}
+    if summary.method in ("student", "teacher") or not {"student", "teacher"} <= set(ends):
+        return summary
+    gap = gap_recovered(summary.accuracy or 0.0, ends["student"] or 0.0, ends["teacher"] or 0.0)
+    reduction = cost_reduction(summary.token_share, gap) if gap is not None and summary.token_share > 0 else None
+    return replace(summary, gap_recovered=gap, cost_reduction=reduction)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.stats import binomtest
 
 BOOTSTRAP_ROUNDS = 10_000
 _CHUNK = 8_000_000  # resampled numbers held in memory at a time
@@ -175,12 +176,7 @@ def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
 def mcnemar(first_only: int, second_only: int) -> float:
     """McNemar's exact two-sided p-value: the probability of such an uneven split if both methods are equally good."""
     total = first_only + second_only
-    log_half = total * math.log(0.5)
-    tail = sum(
-        math.exp(math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) + log_half)
-        for k in range(min(first_only, second_only) + 1)
-    )
-    return min(1.0, 2 * tail)
+    return float(binomtest(first_only, total).pvalue) if total else 1.0
 
 
 def pass_at_k(right: Sequence[int], answers: Sequence[int], k: int) -> float | None:

@@ -1,7 +1,7 @@
 """Results as tables of texts: the paper's table, one per benchmark, by difficulty, costs, comparisons.
 
-Owns columns and wording. The numbers come from `summaries.py` and `results.py`; `write.py` writes the tables in several
-formats.
+Owns which tables there are and their wording. The numbers and the main table's columns come from `summaries.py`, comparisons
+from `results.py`; `write.py` writes the tables in several formats.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..judging import Judged
 from .results import NEEDS, Results
 from .statistics import Comparison
-from .summaries import Interval, KindSummary, Summary
+from .summaries import Interval, KindSummary, Summary, percent, told
 
 MAX_KINDS = 8
 """With more kinds than this, each kind is a row and each method a column."""
@@ -52,9 +52,13 @@ class Table:
     rows: list[list[str]]
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent, without the sign; `-` if there is none."""
-    return "-" if value is None else f"{100 * value:.{digits}f}"
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The lines of a table in Markdown."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+        for cells in (columns, rule, *rows)
+    )
 
 
 def interval(value: Interval | None) -> str:
@@ -118,23 +122,13 @@ def results_tables(summaries: Sequence[Summary]) -> list[Table]:
 
 
 def _main_table(benchmark: str, shown: Sequence[Summary]) -> Table:
-    columns: dict[str, Callable[[Summary], str]] = {
-        "method": lambda s: s.label,
-        "acc. %": lambda s: percent(s.accuracy),
-        "95\u00a0% interval": lambda s: "-" if s.low is None else f"{100 * s.low:.1f}-{100 * (s.high or 0):.1f}",
-    }
+    columns: dict[str, Callable[[Summary], str]] = {"method": lambda s: s.label}
     most = max(summary.samples for summary in shown)
-    if most > 1:
-        for k in sorted({k for summary in shown for k in summary.pass_at if k in (4, 8, 32)} or {most}):
-            columns[f"pass@{k} %"] = lambda s, k=k: percent(s.pass_at.get(k))
-    columns |= {
-        "teacher share %": lambda s: percent(s.teacher_share if s.answers else None),
-        "teacher tokens %": lambda s: percent(s.token_share, 2 if 0 < s.token_share < 0.1 else 1),
-        "called %": lambda s: percent(s.call_rate if s.answers else None, 0),
-        "calls each": lambda s: f"{s.calls_per_answer:.2f}" if s.answers else "-",
-        "gap rec. %": lambda s: percent(s.gap_recovered),
-        "cost red. %": lambda s: percent(s.cost_reduction),
-    }
+    for name, (heading, show) in told("column").items():
+        columns[heading] = show
+        if name == "low" and most > 1:
+            for k in sorted({k for summary in shown for k in summary.pass_at if k in (4, 8, 32)} or {most}):
+                columns[f"pass@{k} %"] = lambda s, k=k: percent(s.pass_at.get(k))
     if any(summary.failures for summary in shown):
         columns["failed"] = lambda s: str(s.failures)
     problems = max(summary.problems for summary in shown)

@@ -6,8 +6,8 @@ of problems can explain.
 
 from collections.abc import Sequence
 
-from .summaries import Interval, Summary
-from .tables import interval, percent
+from .summaries import Interval, Summary, percent
+from .tables import interval
 
 NO_GAP = "no gap"
 YES, NO, UNDECIDED = "yes", "no", "undecided"

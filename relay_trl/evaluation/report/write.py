@@ -4,11 +4,11 @@ Owns formats and files. The contents come from `tables.py`, `plots.py` and `page
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pandas import DataFrame
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
@@ -22,7 +22,7 @@ from .pages import write_pages
 from .plots import inline_svg, plot_shares, save_figure
 from .results import Results, evaluate_runs
 from .summaries import Summary
-from .tables import Table, all_tables, headline_table, notes, papers_table, results_tables
+from .tables import Table, all_tables, headline_table, markdown_table, notes, papers_table, results_tables
 from .training_plots import plot_training
 from .verdict import sentences
 
@@ -61,7 +61,7 @@ def to_markdown(results: Results) -> str:
     verdicts = sentences(results.summaries)
     if verdicts:
         parts.append("\n".join(f"- {' '.join(sentence.split())}" for sentence in verdicts))
-    parts += [_markdown_table(table) for table in every_table(results)]
+    parts += [f"**{table.title}**\n\n{markdown_table(table.columns, table.rows)}" for table in every_table(results)]
     parts.append("\n".join(f"- {note}" for note in notes(results.summaries)))
     return "\n\n".join(parts) + "\n"
 
@@ -72,22 +72,12 @@ def every_table(results: Results) -> list[Table]:
     return [*all_tables(results), *([headlines] if headlines else [])]
 
 
-def _markdown_table(table: Table) -> str:
-    rule = ["---", *["---:"] * (len(table.columns) - 1)]
-    lines = [_markdown_row(table.columns), _markdown_row(rule), *map(_markdown_row, table.rows)]
-    return f"**{table.title}**\n\n" + "\n".join(lines)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
-
-
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u00a0": "~"}
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split(" ")))
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def to_latex(results: Results) -> str:
@@ -98,23 +88,13 @@ def to_latex(results: Results) -> str:
 
 
 def _latex_table(table: Table) -> str:
-    def row(cells: Sequence[str]) -> str:
-        return "  " + " & ".join(_latex(re.sub(r"\s*\n\s*", " ", cell)) for cell in cells) + r" \\"
-
-    body = [row(table.columns), r"  \midrule", *map(row, table.rows)]
-    columns = "l" + "r" * (len(table.columns) - 1)
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{_latex(table.title)}}}",
-            rf"  \begin{{tabular}}{{{columns}}}",
-            r"  \toprule",
-            *body,
-            r"  \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-        ]
+    rows = [[_latex(cell) for cell in row] for row in table.rows]
+    frame = DataFrame(rows, columns=[_latex(column) for column in table.columns])
+    return frame.style.hide().to_latex(
+        caption=_latex(table.title),
+        column_format="l" + "r" * (len(table.columns) - 1),
+        hrules=True,
+        position_float="centering",
     )
 
 
@@ -164,7 +144,7 @@ def write_report(
         max_answers (`int`, defaults to `1500`): most answers on the pages; problems are left out evenly.
         seed (`int`, defaults to `0`): of the bootstrap.
         costs ([`PriceTable`]): parameters and prices.
-        published (`Sequence[Summary]`): figures without answers, see [`~relay_trl.evaluation.report.published.read_published`].
+        published (`Sequence[Summary]`): figures without answers, see [`~relay_trl.evaluation.report.results.read_published`].
 
     Returns:
         `list[Summary]`: the rows of the tables, for [`print_results`].
