@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from ..call_bias import NEVER
-from ..engines.base import Engine, Sampling, SteppedEngine
+from ..engines.base import Engine, Sampling
 from ..engines.in_flight import ask_past_failures
+from ..engines.transformers import TransformersEngine
 from ..grading.grader import Grader
 from ..options import PromptFields
 from ..prompts import PromptBuilder
@@ -196,8 +197,8 @@ async def warmup_rows(
             }
             return {"outcome": outcome, **counts, "row": made}
 
-        # An engine in this process is fastest when answers begin together: each that joins copies the cache of all
-        is_in_waves = isinstance(student, SteppedEngine)
+        # This engine is fastest when answers begin together: each that joins copies the cache of all
+        is_in_waves = isinstance(student, TransformersEngine)
         limits = config.max_in_flight, config.max_teacher_failures
         async for number, entry in ask_past_failures(
             numbers, answer, *limits, "Answers failed for {} problems", is_in_waves

@@ -14,6 +14,7 @@ from relay_trl.call_syntax import CallSyntax
 from relay_trl.data.arithmetic import build_tokenizer
 from relay_trl.data.random_calls import command_ids, insert_calls
 from relay_trl.data.warmup import WarmupConfig, warmup_rows
+from relay_trl.engines.base import FinishReason, Generation, SteppedEngine
 from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.grading.grader import last_boxed
 from relay_trl.prompts import PromptBuilder
@@ -322,3 +323,33 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         write_jsonl(breaking(), path)
     assert [json.loads(line)["a"] for line in path.read_text(encoding="utf-8").splitlines()] == ["é", 2]
     assert [file.name for file in path.parent.iterdir()] == ["warmup.jsonl"]
+
+
+class LastInFirstOut(SteppedEngine):
+    """Answers the newest request, so that the oldest one waits for as long as others come."""
+
+    name, vocabulary, max_context = "student", LETTERS, None
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.answered = [], []
+
+    def _submit(self, context, max_tokens, stop, sampling, on_tokens):
+        self.begun.append(LETTERS.decode(context))
+        return self.begun[-1]
+
+    def _step(self):
+        newest = next(key for key in reversed(self.begun) if key not in self.answered)
+        self.answered.append(newest)
+        text = f"{newest}#{newest}"
+        return [(newest, Generation([*LETTERS.encode(text), LETTERS.eos_id], text, FinishReason.EOS))]
+
+
+def test_an_answer_that_takes_long_holds_up_no_other():
+    student, config = LastInFirstOut(), config_of(max_in_flight=2, max_completion_length=40)
+
+    async def make():
+        return [number async for number, _ in warmup_rows(SUMS, student, PromptBuilder(LETTERS.tokenizer), config)]
+
+    assert sorted(asyncio.run(make())) == list(range(len(SUMS)))
+    assert student.answered[-1] == SUMS[0]["prompt"]
