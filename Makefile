@@ -70,8 +70,8 @@ quickstart: $(BASE)  ## train the small arithmetic pair and print the results ta
 	$(PY) -m relay_trl train recipes/pairs/arithmetic.yaml
 
 reproduce: $(BASE)  ## train and evaluate every setting of both embedded pairs with three seeds: over two hours; goes on where it was
-	$(PY) recipes/reproduce.py --plan recipes/configs/arithmetic/reproduce.yaml --jobs 2
-	$(PY) recipes/reproduce.py --plan recipes/configs/lookups/reproduce.yaml --jobs 2
+	$(PY) -m relay_trl train recipes/pairs/arithmetic_reproduce.yaml --jobs 2
+	$(PY) -m relay_trl train recipes/pairs/lookups_reproduce.yaml --jobs 2
 
 # On an otherwise idle machine; the tables of docs/performance.md are what this writes to runs/benchmarks.
 BENCH := $(PY) benchmarks

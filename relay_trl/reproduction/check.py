@@ -45,7 +45,7 @@ def check(arguments: list[str]):
     pair = load_pair(args.pair, args.hardware, args.changes, args.student, args.teacher)
     from .runs import Runs
 
-    stages = Runs(pair, None, None, None).all_stages()
+    stages = Runs(pair).all_stages()
     found = problems(pair, stages, None, is_thorough=True)
     for number, problem in enumerate(found, start=1):
         print(f"{number}. {problem}")

@@ -19,7 +19,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line; `section.option=value` may stand anywhere in it."""
     parser = argparse.ArgumentParser(
         prog="relay-trl train",
-        usage="relay-trl train PAIR [--hardware 1gpu] [--student X] [--teacher URL] [--stages sft grpo] [--seeds 1 2 3] [section.option=value ...]",
+        usage="relay-trl train PAIR [--hardware 1gpu] [--student X] [--teacher URL] [--stages sft grpo] [--runs relay] [--seeds 1 2 3] [section.option=value ...]",
         description="Trains and evaluates a pair: runs the stages of a pair file in order, each by its own recipe, and goes on where "
         "an earlier run was stopped. Every stage's plain YAML is written to OUTPUT/configs and opens with its launch line.",
     )
@@ -33,13 +33,17 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--stages", nargs="+", metavar="STAGE", help="only these sections of the file, such as sft grpo"
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, metavar="SEED", help="train with each of these, and end with a table over them"
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="SEED",
+        help="train with each of these, and end with a table over them (default: the file's, if it has any)",
     )
     parser.add_argument(
-        "--compare",
+        "--runs",
         nargs="+",
-        metavar="BASELINE",
-        help="baselines of the file to run beside the pair; all, or none (default: the file's)",
+        metavar="RUN",
+        help="only these: relay (the pair's own run), baselines of the file, or all (default: relay and the file's `compare`)",
     )
     parser.add_argument("--jobs", type=int, default=1, help="stages side by side on the cores (default: %(default)s)")
     parser.add_argument(
@@ -85,7 +89,7 @@ def train(arguments: list[str]):
     from .teacher_server import TeacherServer
 
     pair = load_pair(args.pair, args.hardware, args.changes, args.student, args.teacher)
-    runs = Runs(pair, args.seeds, args.compare, args.stages)
+    runs = Runs(pair, args.seeds, args.runs, args.stages)
     print(f"{runs.about()}\n")
     if args.dry_run:
         print_plan(pair, runs.all_stages(), args.stages)
@@ -103,7 +107,7 @@ def train(arguments: list[str]):
     started = time.perf_counter()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the children and the teacher's server too
     server = TeacherServer(lambda options: server_words(pair, options), pair.profile.port)
-    outcome = Outcome(pair, runs, args.seeds)
+    outcome = Outcome(pair, runs)
     with Runner(server, args.jobs) as runner:
         runs.go(runner, outcome.note)
     outcome.show()

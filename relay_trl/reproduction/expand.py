@@ -14,14 +14,11 @@ import yaml
 
 from ..evaluation.config import FROM_STUDENT
 from ..evaluation.methods import load_methods
-from .pair import Pair
+from .pair import MAIN, Pair
 from .sections import SECTIONS, options_of
 
 NEEDS = {"sft": ("warmup",), "grpo": ("sft", "filter"), "evaluate": ("grpo", "sft", "citer"), "push": ("grpo",)}
 """For each section, the sections whose results it needs, if the pair has them. An evaluation takes the student's last stage."""
-
-MAIN = "relay"
-"""The name of the pair's own run beside its comparisons."""
 
 _SEEDED = ("warmup", "sft", "grpo", "citer")
 _FOLDERS = {"filter": "filtered"}
@@ -129,7 +126,7 @@ def expand(
     layer = dict.fromkeys(SECTIONS, 0)
     label = None
     for number, (_, change) in enumerate(layers, start=1):
-        label = change.get("label", label)
+        label = change.get("label")
         for section in SECTIONS:
             if section in change:
                 layer[section] = number
@@ -159,11 +156,15 @@ def _stage(run: _Run, section: str, name: str) -> Stage:
     else:
         changed = run.names[run.layer[section]] if run.layer[section] else ""
         start = _FOLDERS.get(section, section)
-        title = start if changed in ("", section) else f"{start}_{changed}"
+        is_told = changed == section or changed.startswith(f"{section}_")
+        title = changed if is_told else f"{start}_{changed}" if changed else start
         folder = pair.output_dir / seed / title
     wired = _wired(run, section, folder)
     settings = {**_of_task(run, section, bool(inputs)), **wired, **run.sections[section]}
-    settings |= {"seed": run.seed} if is_seeded and section in _SEEDED else {}
+    if run.seed is not None and section in _SEEDED:
+        settings["seed"] = run.seed
+        if section == "citer":  # other problems for each seed, and none of the warm-up's and of GRPO's
+            settings["dataset_seed"] = 100 + run.seed
     settings |= pair.overrides.get(section, {})
     serve = _connect(run, section, settings)
     settings = {key: value for key, value in settings.items() if value is not None}

@@ -3,11 +3,9 @@
 Owns which evaluations are read, and their names. `evaluation/report/` makes tables and pages, `seeds.py` means over seeds.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from .expand import MAIN
-from .pair import Pair
+from .pair import MAIN, Pair
 from .runs import Runs
 
 
@@ -17,38 +15,34 @@ class Outcome:
     Args:
         pair ([`Pair`]).
         runs ([`Runs`]).
-        seeds (`Sequence[int]`, *optional*): of the runs.
     """
 
-    def __init__(self, pair: Pair, runs: Runs, seeds: Sequence[int] | None):
-        self.pair, self.seeds, self._notes = pair, list(seeds or ()), ""
-        self._runs = runs
-        self._chosen: str | None = None
+    def __init__(self, pair: Pair, runs: Runs):
+        self.pair, self._runs = pair, runs
+        self.seeds = [seed for seed in runs.seeds if seed is not None]
 
-    def note(self, chosen: str | None, notes: str):
-        """Call it after an evaluation: with seeds, results.md and shares.svg are written again."""
-        self._chosen, self._notes = chosen, notes
+    def note(self, notes: str):
+        """Call it after an evaluation: with seeds, results.md and shares.svg are written again, `notes` below the table."""
         if self.seeds:
-            self._write_table()
+            self._write_table(notes)
 
     def _found(self) -> dict[str, tuple[Path, str | None]]:
         """For each finished run without seeds, the folder of its evaluation and its label."""
         found = {}
         for name in self._runs.names:
             if not self._runs.is_seeded(name):
-                stage = self._runs.stages(name, None, self._chosen)[-1]
-                evaluation = [s for s in self._runs.stages(name, None, self._chosen) if s.section == "evaluate"]
-                if evaluation and evaluation[0].written.exists():
-                    found[name] = (evaluation[0].written.parent, stage.label)
+                for stage in self._runs.stages(name, None):
+                    if stage.section == "evaluate" and stage.written.exists():
+                        found[name] = (stage.written.parent, stage.label)
         return found
 
-    def _write_table(self):
+    def _write_table(self, notes: str):
         from .seeds import write_results
 
         ends = [folder for folder, _ in self._found().values()]
         names = [name for name in self._runs.names if self._runs.is_seeded(name)]
         if any((self.pair.output_dir / "evaluation").glob("*_seed_*/results.json")):
-            write_results(self.pair.output_dir, [MAIN, *(n for n in names if n != MAIN)], self.seeds, self._notes, ends)
+            write_results(self.pair.output_dir, [MAIN, *(n for n in names if n != MAIN)], self.seeds, notes, ends)
 
     def show(self):
         """Prints the table, and says where everything is."""
@@ -71,7 +65,7 @@ class Outcome:
             if label and len(methods) == 1:
                 run.labels = {methods.pop(): label}
             runs.append(run)
-            trained = [stage for stage in self._runs.stages(name, None, self._chosen) if stage.section == "grpo"]
+            trained = [stage for stage in self._runs.stages(name, None) if stage.section == "grpo"]
             if trained and trained[0].written.exists():
                 logs[label or name] = read_log(trained[0].written.parent)
         report = self.pair.output_dir / "report"

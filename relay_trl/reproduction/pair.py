@@ -18,11 +18,12 @@ from .sections import SECTIONS, check_known, options_of
 MODELS = ("student", "teacher")
 _PROFILE = ("gpus", "gpu_memory", "launch", "devices", "serve", "server", "port")
 _KEYS = (
-    *("about", "base", "output_dir", "task", "hardware", "baselines", "compare", "candidates", "choose_on"),
+    *("about", "base", "output_dir", "task", "hardware", "baselines", "compare", "candidates", "choose_on", "seeds"),
     *MODELS,
     *SECTIONS,
 )
-_VARIATION = ("label", *SECTIONS)
+_VARIATION = ("label", "over", *SECTIONS)
+MAIN, PAIR = "relay", "pair"  # names of the pair's own run, and of the file's sections as what a comparison is `over`
 _SERVER = "python -m vllm.entrypoints.openai.api_server --model {teacher} --port {port}"
 
 
@@ -64,8 +65,10 @@ class Pair:
         task (`dict`): options for all stages that have them.
         sections (`dict[str, dict]`): by stage, its own options.
         overrides (`dict[str, dict]`): by stage, the options of the command line.
-        baselines (`dict[str, dict]`): by name, the changes of a comparison; `None` for a section leaves that stage out.
+        baselines (`dict[str, dict]`): by name, the changes of a comparison; `None` for a section leaves that stage out, and
+            `over` names what is changed: another baseline, a candidate (the chosen one by default), or `pair`.
         compare (`list[str]`): the baselines that run by default.
+        seeds (`list[int]`): the seeds that each run is trained with by default; empty: once, with the file's.
         candidates (`dict[str, dict]`), choose_on (`dict`): settings to choose from on validation rows, and the options of
             the evaluation for this choice.
         profile ([`Profile`]).
@@ -81,6 +84,7 @@ class Pair:
     overrides: dict[str, dict[str, Any]]
     baselines: dict[str, dict[str, Any]]
     compare: list[str]
+    seeds: list[int]
     candidates: dict[str, dict[str, Any]]
     choose_on: dict[str, Any]
     profile: Profile
@@ -134,6 +138,7 @@ def load_pair(
         overrides,
         given["baselines"],
         list(given["compare"]),
+        list(given["seeds"]),
         given["candidates"],
         given["choose_on"],
         Profile(**profile),
@@ -174,7 +179,7 @@ def read(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _empty() -> dict[str, Any]:
-    named = {"hardware": {}, "task": {}, "baselines": {}, "candidates": {}, "choose_on": {}, "compare": []}
+    named = {"hardware": {}, "task": {}, "baselines": {}, "candidates": {}, "choose_on": {}, "compare": [], "seeds": []}
     return named | {"output_dir": "runs/{student}_with_{teacher}"}
 
 
@@ -190,6 +195,9 @@ def _check(own: Mapping[str, Any], path: Path):
     for key in ("task", "hardware", "baselines", "candidates", "choose_on", *SECTIONS):
         if own.get(key) is not None and not isinstance(own[key], dict):
             raise ValueError(f"{path}: {key} is {own[key]!r}; it must be a mapping.")
+    for key, kind, what in (("compare", str, "names"), ("seeds", int, "whole numbers")):
+        if not isinstance(own.get(key, []), list) or not all(isinstance(each, kind) for each in own.get(key, [])):
+            raise ValueError(f"{path}: {key} is {own[key]!r}; it must be a list of {what}.")
     for name in SECTIONS:
         check_known(own.get(name) or (), options_of(name), f"{path}: the section {name}")
     everything = frozenset().union(*(options_of(name) for name in SECTIONS))

@@ -1,6 +1,6 @@
 """Tables over several seeds: mean, smallest and largest over the seeds, and the interval over problems.
 
-Owns the table and the picture of `recipes/reproduce.py`. The numbers of one run come from `evaluation/report/summaries.py`.
+Owns the table and the picture of a run with seeds. The numbers of one run come from `evaluation/report/summaries.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,11 +37,9 @@ def pooled(runs: Sequence[Run]) -> Run:
     return replace(runs[0], answers=answers)
 
 
-def write_results(
-    folder: str | Path, names: Iterable[str], seeds: Sequence[int], notes: str = "", ends: Sequence[Path] | None = None
-):
+def write_results(folder: str | Path, names: Iterable[str], seeds: Sequence[int], notes: str, ends: Sequence[Path]):
     """Writes `results.md` ([`seeds_table`], then `notes`) and `shares.svg` of the finished evaluations in
-    `<folder>/evaluation`: `<name>_seed_<seed>` where it is there, and the folders `ends` (`None`: the one called `ends`).
+    `<folder>/evaluation`: `<name>_seed_<seed>` where it is there, and the folders `ends`, of runs without seeds.
     """
     groups: dict[str, list[Run]] = {}
     for name in names:
@@ -49,8 +47,7 @@ def write_results(
             path = Path(folder, "evaluation", f"{name}_seed_{seed}")
             if (path / "results.json").exists():
                 groups.setdefault(name, []).append(read_run(path))
-    without_seeds = [Path(folder, "evaluation", "ends")] if ends is None else ends
-    table, whole = seeds_table(groups, [read_run(path) for path in without_seeds])
+    table, whole = seeds_table(groups, [read_run(path) for path in ends])
     Path(folder, "results.md").write_text(f"{table}\n{notes}", encoding="utf-8")
     if (figure := plot_shares(whole)) is not None:
         save_figure(figure, Path(folder, "shares"))

@@ -179,7 +179,7 @@ def test_two_steps_of_each_stage(path, baseline, start, tiny, data, tmp_path, te
 @pytest.mark.parametrize(("path", "profile"), PROFILES, ids=lambda value: getattr(value, "stem", value))
 def test_batches_are_whole_groups_saves_lie_between_draws_and_answers_fit_into_contexts(path, profile):
     pair = load_pair(path, profile)
-    for stage in Runs(pair, None, ["all"], None).all_stages():
+    for stage in Runs(pair, None, ["all"]).all_stages():
         given = stage.settings
         if stage.section == "grpo":
             accumulation = given.get("gradient_accumulation_steps", 1)

@@ -85,7 +85,7 @@ def test_each_choice_follows_from_what_was_looked_at(model, data, tmp_path, caps
         for part in ("train", "test")
     )
     assert len(train) + len(test) == 64 and not train & test and len(test) == 6
-    assert not problems(pair, Runs(pair, None, None, None).all_stages(), None, is_thorough=True)
+    assert not problems(pair, Runs(pair).all_stages(), None, is_thorough=True)
     assert f"relay-trl train {os.path.relpath(path)}" in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from relay_trl.reproduction.check import check, problems
 from relay_trl.reproduction.expand import expand, server_words
-from relay_trl.reproduction.pair import load_pair
+from relay_trl.reproduction.pair import load_pair, read
 from relay_trl.reproduction.runs import Runs
 
 ROOT = Path(__file__).parents[2]
@@ -58,13 +58,11 @@ def by_section(pair, layers=(), **options):
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
 def test_every_shipped_pair_expands_on_each_of_its_profiles(path):
-    profiles = list((yaml.safe_load(path.read_text()).get("hardware") or {}).keys())
-    for profile in profiles or ["2gpu"]:
-        if yaml.safe_load(path.read_text()).get("hardware", {}).get(profile, {}) is not None:
-            pair = load_pair(path, profile)
-            stages = Runs(pair, None, ["all"], None).all_stages()
-            assert len({stage.name for stage in stages}) == len(stages) >= 4
-            assert all("{" not in str(stage.result) for stage in stages)
+    for profile in read(path)["hardware"]:
+        pair = load_pair(path, profile)
+        stages = Runs(pair, None, ["all"]).all_stages()
+        assert len({stage.name for stage in stages}) == len(stages) >= 4
+        assert all("{" not in str(stage.result) for stage in stages)
 
 
 def test_each_layer_wins_over_those_below_it(write, tmp_path):
@@ -152,11 +150,44 @@ def test_seeds_reach_what_is_trained_and_nothing_else(write):
         "/seed_7/grpo" in stages["grpo"].settings["output_dir"]
         and stages["evaluate"].result.parent.name == "relay_seed_7"
     )
-    runs = Runs(pair, [1, 2], ["untrained", "simple"], None)
+    runs = Runs(pair, [1, 2], ["untrained", "simple"])
     names = [stage.name for stage in runs.all_stages()]
     assert names.count("evaluate_untrained") == 1 and {"grpo_simple_seed_1", "grpo_simple_seed_2", "sft_seed_2"} <= set(
         names
     )
+
+
+def test_runs_are_based_on_the_chosen_candidate_unless_they_say_on_what(write):
+    candidates = {
+        "slow": {"warmup": {"dataset_size": 4}, "grpo": {"learning_rate": 1e-7}},
+        "slower": {"over": "slow", "grpo": {"learning_rate": 1e-8}},
+    }
+    baselines = {
+        **SMALL["baselines"],
+        "own": {"over": "pair", "grpo": {"max_steps": 2}},
+        "own_simple": {"over": "own", "grpo": {"reward": "simple"}},
+    }
+    pair = load_pair(write(candidates=candidates, baselines=baselines, seeds=[3, 4]), "cpu")
+    runs = Runs(pair, names=["all"])
+    assert runs.seeds == [3, 4] and runs.names[-1] == "relay"
+    runs.chosen = "slower"
+
+    def grpo(name):
+        (stage,) = (stage for stage in runs.stages(name, 3) if stage.section == "grpo")
+        return stage.name, *map(stage.settings.get, ("learning_rate", "max_steps", "reward"))
+
+    assert grpo("relay") == ("grpo_slower_seed_3", 1e-8, 5, None)
+    assert grpo("simple") == ("grpo_simple_seed_3", 1e-8, 5, "simple")
+    assert grpo("own") == ("grpo_own_seed_3", 1e-5, 2, None)
+    assert grpo("own_simple") == ("grpo_own_simple_seed_3", 1e-5, 2, "simple")
+    assert runs.stages("relay", 3)[0].name == "warmup_slow_seed_3"  # one for both candidates
+    names = [stage.name for stage in runs.all_stages()]
+    assert {"evaluate_slow_validation_seed_3", "evaluate_slower_validation_seed_3"} <= set(names)
+    assert len(names) == len(set(names)) and "evaluate_slow_validation_seed_4" not in names
+    with pytest.raises(ValueError, match="chooses among slow, slower first, which takes all of their stages"):
+        Runs(pair, stages=["sft"])
+    alone = Runs(pair, names=["own"], stages=["sft"])  # does not depend on the choice
+    assert "evaluate_slow_validation_seed_3" not in [stage.name for stage in alone.all_stages()]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +211,11 @@ def test_seeds_reach_what_is_trained_and_nothing_else(write):
         ({"student": "http://x/v1"}, r"student is a URL, but it is trained here"),
         ({"base": "none.yaml"}, r"is based on does not exist"),
         ({"base": "mine.yaml"}, r"is based on itself"),
+        ({"seeds": 3}, r"seeds is 3; it must be a list of whole numbers"),
+        ({"seeds": ["one"]}, r"seeds is ['one']; it must be a list of whole numbers"),
+        ({"candidates": {"a": {"over": "simple"}}}, r"over of candidates.a has no option 'simple'; it has a, pair"),
+        ({"baselines": {"a": {"over": "b"}, "b": {"over": "a"}}}, r"baselines.a is over itself, by way of b"),
+        ({"baselines": {"relay": {}}}, r"baselines.relay has a name that is taken"),
         (
             {"hardware": {"8gpu": {"gpus": 8}}},
             r"no hardware profile for this machine, which has 0 GPUs; it has 8gpu (8 GPUs)",
@@ -188,7 +224,7 @@ def test_seeds_reach_what_is_trained_and_nothing_else(write):
 )
 def test_a_file_with_a_fault_is_refused(write, changes, said):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        load_pair(write(**changes), None, gpus=0)
+        Runs(load_pair(write(**changes), None, gpus=0))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -211,12 +247,12 @@ def test_a_change_with_a_fault_is_refused(write, change, said):
 
 def test_names_that_are_not_there_are_refused(write):
     pair = load_pair(write(), "cpu")
-    for compare, stages, said in (
-        (["simpel"], None, "baselines has no option 'simpel' (did you mean 'simple'?)"),
+    for names, stages, said in (
+        (["simpel"], None, "asked for by --runs, has no option 'simpel' (did you mean 'simple'?)"),
         (None, ["filter"], "has no option 'filter'"),
     ):
         with pytest.raises(ValueError) as error:
-            Runs(pair, None, compare, stages)
+            Runs(pair, None, names, stages)
         assert said in str(error.value)
     with pytest.raises(ValueError, match="has no hardware profile '4gpu'; it has 1gpu, cpu"):
         load_pair(write(), "4gpu")
@@ -224,7 +260,7 @@ def test_names_that_are_not_there_are_refused(write):
 
 def found(path, *changes, hardware="cpu", **models):
     pair = load_pair(path, hardware, changes, gpus=0, **models)
-    return " | ".join(problems(pair, Runs(pair, None, None, None).all_stages(), None, is_thorough=True))
+    return " | ".join(problems(pair, Runs(pair).all_stages(), None, is_thorough=True))
 
 
 def test_check_says_what_would_stop_a_pair(write, tmp_path):

@@ -85,7 +85,7 @@ def test_the_files_hold_what_has_been_evaluated(tmp_path, monkeypatch):
         (tmp_path / "evaluation" / name).mkdir(parents=True)
         (tmp_path / "evaluation" / name / "results.json").touch()
     monkeypatch.setattr("relay_trl.reproduction.seeds.read_run", lambda path: runs[path.name])
-    write_results(tmp_path, ["ours", "not_yet"], [1, 2], "A note.\n")
+    write_results(tmp_path, ["ours", "not_yet"], [1, 2], "A note.\n", [tmp_path / "evaluation/ends"])
     written = (tmp_path / "results.md").read_text()
     assert "| ours | 1 | 100.0 |" in written and "not_yet" not in written and written.endswith("\n\nA note.\n")
     assert ">ours</text>" in (tmp_path / "shares.svg").read_text()

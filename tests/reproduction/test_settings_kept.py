@@ -13,6 +13,7 @@ import pytest
 
 from relay_trl.reproduction.expand import expand
 from relay_trl.reproduction.pair import load_pair
+from relay_trl.reproduction.runs import Runs
 from relay_trl.reproduction.sections import SECTIONS, load_classes
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,72 @@ def test_every_setting_is_as_it_was(name, pair, profile, baseline, section):
     now["dataset"] = re.sub(r"^(.*/)?filtered\w*[^/]*/", "filtered/", str(now.get("dataset")))
     differing = {key: (before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)}
     assert not {key: pair for key, pair in differing.items() if key not in left_out}
+
+
+def without_effect(before):
+    """By section, the options that have no effect beside the others of a run."""
+    is_random = before.get("warmup", {}).get("calls") == "random"
+    searches = {"teacher", "doubt", "keep_lucky"}  # nothing is searched for
+    return {
+        "warmup": searches if is_random else {"call_weights", "num_orders", "step_end"},  # no call is put at random
+        "sft": {"num_train_epochs", "per_device_train_batch_size"} if "max_steps" in before.get("sft", {}) else set(),
+        "grpo": {"save_steps", "save_total_limit"} if before.get("grpo", {}).get("save_strategy") == "no" else set(),
+        "evaluate": FROM_STUDENT,
+        "citer": set(),
+    }
+
+
+NAMES = {"grpo_alone": "baseline"}
+EMBEDDED = [(task, name) for task in ("arithmetic", "lookups") for name in BEFORE[f"{task}/reproduce"]["runs"]]
+
+
+def planned(task, name, seed):
+    """What a run of the plan of before said for each stage, with the candidate that was chosen, `constant`."""
+    plan = BEFORE[f"{task}/reproduce"]
+    run = {**plan["candidates"]["constant"], **plan["runs"][name]}
+    if run.get("grpo", {}) is not None and plan["runs"][name].get("grpo") is not None:
+        run["grpo"] = {**plan["candidates"]["constant"]["grpo"], **run["grpo"]}
+    said = {"evaluate": {"methods": run["methods"], "limit": plan["test_size"], "split": "test"}}
+    if "recipe" in run:
+        said["citer"] = {"seed": seed, "dataset_seed": 100 + seed}
+    else:
+        if run["warmup"]:
+            warmup = plan["warmups"][run["warmup"]]
+            of_data = plan["warmups"][warmup.get("data", run["warmup"])]
+            said["warmup"] = {**of_data.get("build", {}), "seed": seed}
+            said["sft"] = {**warmup.get("sft", {}), "seed": seed}
+        if run["grpo"] is not None:
+            said["grpo"] = {**run["grpo"], "seed": seed}
+    for section, settings in said.items():
+        recipe = run.get("config", SECTIONS[section].name) if section == "grpo" else SECTIONS[section].name
+        said[section] = {**BEFORE[f"{task}/{recipe}"], **settings}
+    return said
+
+
+@pytest.mark.parametrize(("task", "name"), EMBEDDED)
+def test_every_run_of_the_reproduction_is_as_it_was(task, name):
+    runs = Runs(load_pair(PAIRS / f"{task}_reproduce.yaml", "cpu"))
+    runs.chosen = "constant"
+    before = planned(task, name, 2)
+    now = {stage.section: stage.settings for stage in runs.stages(NAMES.get(name, name), 2)}
+    assert set(now) == set(before)
+    for section in now:
+        old, new = resolved(before[section], section), resolved(now[section], section)
+        differing = {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+        places = {key for key in (*PATHS, "citer_router") if not str(old.get(key)).startswith("data/")}
+        if section == "evaluate":
+            places.add("student")
+        left_out = ADDED | without_effect(before)[section] | places
+        assert not {key: pair for key, pair in differing.items() if key not in left_out}
+    if name == "relay":  # the choice is made on the same problems
+        asked = runs.candidate("constant")[-1].settings
+        plan = BEFORE[f"{task}/reproduce"]
+        assert (asked["limit"], asked["split"], asked["methods"]) == (plan["validation_size"], "validation", ["relay"])
+        assert list(runs.pair.candidates) == list(plan["candidates"])
+        ends = {stage.section: stage.settings for stage in runs.stages("ends", 2)}
+        assert list(ends) == ["evaluate"] and ends["evaluate"]["methods"] == plan["ends"]
+        missing = {NAMES.get(name, name) for name in plan["runs"]} - set(runs.names)
+        assert not missing
 
 
 def test_every_yaml_of_before_is_looked_at():
