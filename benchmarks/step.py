@@ -57,7 +57,8 @@ def train(way: str, model: str, args):
 
     from relay_trl.grading.grader import Grader
     from relay_trl.training import RelayGRPOConfig, RelayGRPOTrainer
-    from relay_trl.training.student_engine import engine_options, sync_weights_on_cpu
+    from relay_trl.training.student_engine import engine_options
+    from relay_trl.training.vllm_weights import sync_weights_on_cpu
 
     draw = random.Random(0)
     problems = [f"{draw.randrange(10**6)} + {draw.randrange(10**6)} = " * 3 for _ in range(256)]

@@ -8,7 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
@@ -22,6 +21,7 @@ from relay_trl.grading.grader import Grader
 from relay_trl.prompts import RunPrompts
 from relay_trl.training import RelayGRPOConfig
 from relay_trl.training.checkpoints import bytes_of_checkpoints, check_output
+from relay_trl.training.columns import to_dataset
 from relay_trl.training.lora import check_quantization, lora_config
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def main():
         check_context(student, longest, config.max_completion_length, revision)
 
     teacher = load_engine(config.teacher, **config.teacher_options()) if config.teacher else None
-    prompts.teacher = teacher
+    prompts.use_teacher(teacher)
     contexts = (prompts.teacher_context(row["prompt"]) for row in rows + validation)
     check_teacher_context(teacher, contexts, config.max_completion_length)
 
@@ -74,8 +74,8 @@ def main():
     trainer = RelayGRPOTrainer(
         model=student,
         args=config,
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(validation) if config.eval_strategy != "no" else None,
+        train_dataset=to_dataset(rows, config.extra_rewards),
+        eval_dataset=to_dataset(validation, config.extra_rewards) if config.eval_strategy != "no" else None,
         processing_class=tokenizer,
         teacher=teacher,
         prompts=prompts,

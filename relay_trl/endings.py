@@ -29,7 +29,11 @@ def run(main: Callable[[], None]):
     status = 0
     try:
         main()
-    except EXPECTED as error:
+    except Exception as raised:
+        error = first_of(raised)
+        jinja = sys.modules.get("jinja2")  # not imported for this
+        if not isinstance(error, (*EXPECTED, *((jinja.TemplateError,) if jinja else ()))):
+            raise
         if os.environ.get("RELAY_TRL_TRACEBACK") == "1":
             _print_frames(error)
         rank = os.environ.get("RANK", "0")
@@ -41,6 +45,13 @@ def run(main: Callable[[], None]):
         end_process(status)
     if status:
         sys.exit(status)
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The first error of a group, of which tasks that run side by side raise one; any other error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _process_group() -> ModuleType | None:

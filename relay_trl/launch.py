@@ -1,17 +1,19 @@
 """The processes of a run: checks of the launch, and which processes hang or are gone.
 
-Also owns the limit on waiting on CPUs, where transformers does not pass `ddp_timeout` on, and finds out which process is
-missing when a collective operation has failed. On GPUs NCCL has its own limit and its own messages.
+Also owns what one process works out for all, the limit on waiting on CPUs, where transformers does not pass `ddp_timeout` on,
+and which process is missing when a collective operation has failed. On GPUs NCCL has its own limit and its own messages.
 """
 
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import distributed
 from torch.distributed import distributed_c10d
 from transformers import TrainingArguments
@@ -61,6 +63,27 @@ def _check_same_everywhere(configs: Iterable[Any]):
                 f"{name} is {values[0]} in process 0 and {values[other]} in process {other}; every process must be given "
                 "the same options."
             )
+
+
+def from_first_process(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """What `work` returns on the first process, on every process; they wait for it, and its error ends them all.
+
+    Raises:
+        RuntimeError: on the others, if `work` raised on the first process, which raises its own error.
+    """
+    result, error = None, None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+    told = [result, None if error is None else " ".join(str(error).split()) or type(error).__name__]
+    broadcast_object_list(told)
+    if error is not None:
+        raise error
+    if told[1] is not None:
+        raise RuntimeError(told[1])
+    return told[0]
 
 
 def limit_waiting(seconds: float):

@@ -176,4 +176,5 @@ class TeacherFields:
             "timeout_s": self.teacher_timeout_s,
             "max_retries": self.teacher_retries,
             "max_concurrency": self.teacher_concurrency,
+            "option_prefix": "teacher_",
         }

@@ -54,6 +54,49 @@ def _warn_of_clock(name: str, template: str):
     )
 
 
+def check_problem(problem: Any, where: str = "A problem"):
+    """Refuses a problem that no model can be asked.
+
+    Args:
+        problem (`str` or `list[dict]`): a text, or chat messages with `role` and `content`; a content may be a list of text
+            parts.
+        where (`str`): its place, for the message.
+
+    Raises:
+        ValueError: it is empty or of another type.
+    """
+    if isinstance(problem, str):
+        if not problem.strip():
+            raise ValueError(f"{where}: the problem is empty; give it a text, or leave the row out.")
+        return
+    is_chat = isinstance(problem, list) and problem and all(isinstance(m, dict) and "role" in m for m in problem)
+    if not is_chat:
+        raise ValueError(
+            f"{where}: the problem is {_short(problem)}; it must be a text, or a list of messages with role and content."
+        )
+    for message in problem:
+        if not _content(message.get("content"), where).strip():
+            raise ValueError(
+                f"{where}: the message of the {message['role']} is empty; give it a text, or leave it out."
+            )
+
+
+def _content(content: Any, where: str = "A problem") -> str:
+    """The text of a message, whose content may be a list of text parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: a message has the content {_short(content)}; it must be a text, or text parts.")
+    return "".join(texts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
 @dataclass
 class PromptBuilder:
     """Renders problems for the student and the teacher.
@@ -80,25 +123,67 @@ class PromptBuilder:
         check_template(self.template)
         if self.is_chat and not getattr(self.student, "chat_template", None):
             raise ValueError("is_chat is true, but the student's tokenizer has no chat template; leave it unset.")
+        self._check_system(self.student)
+        self.use_teacher(self.teacher)
+
+    def use_teacher(self, teacher: Engine | None):
+        """Renders for this teacher from now on.
+
+        Raises:
+            ValueError: its chat template has no place for the system turn.
+        """
+        self.teacher = teacher
+        if (vocabulary := getattr(teacher, "vocabulary", None)) is not None:
+            self._check_system(vocabulary.tokenizer)
 
     def messages(self, problem: str | list[dict]) -> list[dict]:
         """The conversation that asks `problem`; a list of messages is taken as it is."""
+        if isinstance(problem, list) and all(isinstance(message, dict) for message in problem):
+            return [
+                {**message, "content": _content(message["content"])}
+                if isinstance(message.get("content"), list)
+                else message
+                for message in problem
+            ]
         if not isinstance(problem, str):
-            return list(problem)
+            check_problem(problem)
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.template.format(problem=problem)}]
 
-    def _ids(self, tokenizer, problem: str | list[dict]) -> list[int]:
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        if has_template and self.is_chat is not False:
-            clock = functools.partial(_clock, getattr(tokenizer, "name_or_path", ""), str(tokenizer.chat_template))
-            rendered = tokenizer.apply_chat_template(
-                self.messages(problem),
+    def _is_chat(self, tokenizer) -> bool:
+        return bool(getattr(tokenizer, "chat_template", None)) and self.is_chat is not False
+
+    def _render(self, tokenizer, messages: list[dict], **options: Any) -> Any:
+        clock = functools.partial(_clock, getattr(tokenizer, "name_or_path", ""), str(tokenizer.chat_template))
+        try:
+            return tokenizer.apply_chat_template(
+                messages,
                 add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
+                **options,
                 **{"strftime_now": clock, **self.chat_template_kwargs},
             )
+        except Exception as error:  # a template may raise anything
+            roles = ", ".join(str(message["role"]) for message in messages)
+            hint = "leave system_prompt out, as it may take no system turn" if self.system else "use another template"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"The chat template of {tokenizer.name_or_path!r} cannot render turns of {roles} ({reason}); {hint}, or set "
+                "is_chat: false."
+            ) from error
+
+    def _check_system(self, tokenizer):
+        """Refuses a system turn that the chat template leaves out."""
+        if not self.system or not self._is_chat(tokenizer):
+            return
+        if str(self.system).strip() not in self._render(tokenizer, self.messages("1"), tokenize=False):
+            raise ValueError(
+                f"The chat template of {tokenizer.name_or_path!r} leaves the system turn out, so system_prompt would have no "
+                "effect; write it into prompt_template."
+            )
+
+    def _ids(self, tokenizer, problem: str | list[dict]) -> list[int]:
+        if self._is_chat(tokenizer):
+            rendered = self._render(tokenizer, self.messages(problem), tokenize=True, return_dict=True)
             return list(rendered["input_ids"])
         return list(tokenizer(self.text(problem))["input_ids"])
 

@@ -23,6 +23,7 @@ class StopReason(StrEnum):
     TEACHER_EOS = "teacher_eos"
     LENGTH = "length"
     TEACHER_ERROR = "teacher_error"
+    STUDENT_ERROR = "student_error"
 
 
 class Outcome(StrEnum):
@@ -187,8 +188,8 @@ class Trace:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the teacher failed, so that the rollout says nothing about the student."""
-        return self.stop is StopReason.TEACHER_ERROR
+        """Whether an engine failed, so that the rollout says nothing about the student."""
+        return self.stop in (StopReason.TEACHER_ERROR, StopReason.STUDENT_ERROR)
 
     def to_dict(self) -> dict:
         """A JSON-ready form, read back by [`Trace.from_dict`]."""

@@ -29,7 +29,7 @@ def test_a_run_tokenizes_each_problem_once_for_each_model():
     prompts = RunPrompts(student, **options)
     problems = ["1+1", [{"role": "user", "content": "2+2"}]]
     first = [prompts.student_ids(problem) for problem in problems]
-    prompts.teacher = teacher
+    prompts.use_teacher(teacher)
     for _ in range(2):
         built = [prompts.build(problem) for problem in problems]
         assert built == [PromptBuilder(byte_level(), teacher, **options).build(problem) for problem in problems]

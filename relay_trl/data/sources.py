@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..grading.grader import last_boxed
+from ..prompts import check_problem
 from .embedded import EMBEDDED, load_task
 from .files import KINDS, Written, kind_of, read_rows
 from .registry import SOURCES, Source
@@ -85,9 +86,12 @@ def load_rows(
     empty = dict.fromkeys(columns)
     try:
         chosen = [{**empty, "source_row": k, **found[k]} for k in places]
-        return [_row(row, problem, gold, source.kind if source else None) for row in chosen]
+        made = [_row(row, problem, gold, source.kind if source else None) for row in chosen]
     except KeyError as error:
         raise ValueError(f"{name} has no column {error}; it has {columns}.") from error
+    for row in made:
+        check_problem(row["prompt"], f"{name}, row {row['source_row']}")
+    return made
 
 
 def _row(row: dict, problem, gold, kind: str | None) -> dict:

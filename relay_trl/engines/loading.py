@@ -40,6 +40,7 @@ def load_engine(
     extra_body: dict[str, Any] | None = None,
     headers: dict[str, str] | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    option_prefix: str = "",
     **kwargs: Any,
 ) -> Engine:
     """The engine that `spec` stands for, ready to be asked. A server is checked before this returns.
@@ -52,8 +53,8 @@ def load_engine(
         tokenizer (`str` or tokenizer, *optional*): of the model behind a URL: a folder, a Hub id or the tokenizer
             itself. `None` tries what the server says it serves, and exchanges text if that cannot be loaded here.
         needs_logprobs (`bool`, defaults to `False`): whether the engine must give logprobs, as for a trained student.
-        model, api, api_key, timeout_s, max_retries, max_concurrency, extra_body, headers, chat_template_kwargs: of a
-            server, see [`OpenAIEngine`]; a model run in this process has no use for them.
+        model, api, api_key, timeout_s, max_retries, max_concurrency, extra_body, headers, chat_template_kwargs,
+            option_prefix: of a server, see [`OpenAIEngine`]; a model run in this process has no use for them.
         **kwargs: of [`TransformersEngine.load`] or [`VLLMEngine.load`], such as `dtype` and `revision`.
 
     Raises:
@@ -98,6 +99,7 @@ def load_engine(
             extra_body=extra_body,
             headers=headers,
             chat_template_kwargs=chat_template_kwargs,
+            option_prefix=option_prefix,
         )
         _run(_prepare(engine, needs_logprobs))
         vocabulary = engine.vocabulary  # all servers share it; the next one is checked against it

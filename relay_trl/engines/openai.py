@@ -51,6 +51,7 @@ class OpenAIEngine:
         extra_body (`dict`, *optional*): fields of every request; a value of `None` leaves out one of ours.
         headers (`dict[str, str]`, *optional*): of every request. Never shown.
         chat_template_kwargs (`dict`, *optional*): for the template of a chat server.
+        option_prefix (`str`, defaults to `""`): what the names of its options begin with for people, such as `teacher_`.
 
     Attributes:
         name (`str`): the URL, without credentials.
@@ -76,6 +77,7 @@ class OpenAIEngine:
         extra_body: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        option_prefix: str = "",
     ):
         self._connections = Connections(base_url, api_key, headers, max_concurrency, timeout_s, max_retries)
         self.name = self._connections.name
@@ -91,7 +93,7 @@ class OpenAIEngine:
         self._gives_scores: bool | None = None
         self.api = api
         self.needs_logprobs = needs_logprobs
-        self._replies = Replies(self.name, api, self._connections.secrets, timeout_s, max_retries + 1)
+        self._replies = Replies(self.name, api, self._connections.secrets, timeout_s, max_retries + 1, option_prefix)
         self._dialect = Dialect(self.name, api, extra_body, chat_template_kwargs)
 
     async def generate(
@@ -255,11 +257,8 @@ class OpenAIEngine:
         """The arguments of the client's `create`."""
         if self.api == "completions":
             # Not as `prompt`: the client would check every single id, a millisecond for each hundred
-            return {
-                "model": self.model or "",
-                "prompt": "",
-                "extra_body": {"prompt": context, **self._dialect.body(body)},
-            }
+            extra = {"prompt": context, **self._dialect.body(body)}
+            return {"model": self.model or "", "prompt": "", "extra_body": extra}
         messages, fields = self._dialect.turn(context, way)  # type: ignore[arg-type]
         return {"model": self.model or "", "messages": messages, "extra_body": self._dialect.body({**body, **fields})}
 

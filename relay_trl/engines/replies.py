@@ -34,6 +34,7 @@ class Replies:
         api (`"completions"`, `"chat"` or `"instruct"`).
         secrets (`tuple[str, ...]`): kept out of every message.
         timeout_s (`float`), tries (`int`): what is allowed.
+        option_prefix (`str`, defaults to `""`): of the options' names in messages.
     """
 
     def __init__(
@@ -43,12 +44,15 @@ class Replies:
         secrets: tuple[str, ...],
         timeout_s: float,
         tries: int,
+        option_prefix: str = "",
     ) -> None:
         self.name = name
         self._is_chat = api != "completions"
         self._has_warned = False
         self._secrets = secrets
         self._timeout_s = timeout_s
+        self._timeout_option = f"{option_prefix}timeout_s"
+        self._concurrency_option = f"{option_prefix or 'max_'}concurrency"
         self.tries = tries
         self._tries = f"{tries} tries" if tries > 1 else "1 try"
 
@@ -150,8 +154,8 @@ class Replies:
         """A request's failure, after all tries, with its remedy."""
         if isinstance(error, openai.APITimeoutError):
             return EngineError(
-                f"{self.name} gave no answer within {self._timeout_s:g} s in {self._tries}; raise timeout_s or lower "
-                "max_concurrency."
+                f"{self.name} gave no answer within {self._timeout_s:g} s in {self._tries}; raise "
+                f"{self._timeout_option} or lower {self._concurrency_option}."
             )
         if isinstance(error, openai.APIStatusError):
             status, words = error.status_code, self.words(error.response.content)
@@ -161,7 +165,9 @@ class Replies:
                 other = "" if self._is_chat else ", or set teacher_api: chat if it has no completions API"
                 remedy = f"Check that the URL ends where its API begins (/v1) and that it serves {model!r}{other}."
             elif status == 429 or status >= 500:
-                remedy = f"Gave up after {self._tries}: lower max_concurrency, or look into the server's log."
+                remedy = (
+                    f"Gave up after {self._tries}: lower {self._concurrency_option}, or look into the server's log."
+                )
             else:
                 remedy = "If it takes no token ids or extra fields, use it without a vocabulary."
             return EngineError(f"{self.name} refused a request with status {status} ({words}). {remedy}")

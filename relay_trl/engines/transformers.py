@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer, DynamicCache
 
 from ..vocabulary import Vocabulary
+from .adapters import load_model
 from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
 from .precision import warn_of_bfloat16
 from .sampling import draw
@@ -102,7 +103,7 @@ class TransformersEngine(SteppedEngine):
         """
         found = {"revision": revision, "trust_remote_code": trust_remote_code}
         tokenizer = AutoTokenizer.from_pretrained(path, **found)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", use_safetensors=True, **found)
+        model: Any = load_model(path, len(tokenizer), dtype=dtype or "auto", use_safetensors=True, **found)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         model.eval().to(torch.device(device or accelerator or "cpu"))  # pyright: ignore[reportArgumentType]
         if model.dtype is torch.bfloat16 and model.device.type == "cpu":
@@ -245,9 +246,8 @@ class TransformersEngine(SteppedEngine):
 
     def _sample(self, logits: torch.Tensor, rows: list[_Row]):
         positions = [len(row.prompt) + len(row.ids) for row in rows]
-        samplings = [row.sampling for row in rows]
         seen = [() if row.sampling.repetition_penalty == 1 else (*row.prompt, *row.ids) for row in rows]
-        tokens, logprobs = draw(logits, samplings, [row.seed for row in rows], positions, seen)
+        tokens, logprobs = draw(logits, [row.sampling for row in rows], [row.seed for row in rows], positions, seen)
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             if _is_done(row):
                 continue

@@ -19,6 +19,7 @@ from ..redaction import RedactedArguments
 from ..relay import RelayRules
 from ..rewards import check_options, load_function, load_reward
 from .checkpoints import find_checkpoint
+from .guard import LIMITS
 from .trl_options import GRPO, GRPO_NEEDS, SFT, SFT_NEEDS, check_words, refuse_unused
 
 
@@ -30,6 +31,7 @@ class RelayFields(JudgeFields, TeacherFields, PromptFields):
         teacher_temperature (`float`, defaults to `0.7`).
         max_teacher_failures (`float`, defaults to `0.1`): share of a step's rollouts that may lose their teacher before the
             run stops; an evaluation stops it at once. 1 switches this and each of the next three off.
+        max_student_failures (`float`, defaults to `0.1`): likewise for rollouts whose student's engine failed.
         max_malformed (`float`, defaults to `0.5`): share of a step's rollouts that may have a malformed call.
         max_truncated (`float`, defaults to `0.95`): share of a step's rollouts that may be cut at the completion budget.
         max_zero_variance (`float`, defaults to `0.99`): share of a step's groups that may have one reward for all.
@@ -61,6 +63,7 @@ class RelayFields(JudgeFields, TeacherFields, PromptFields):
 
     teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
     max_teacher_failures: float = field(default=0.1, metadata={"help": "Share of failed rollouts that stops the run."})
+    max_student_failures: float = field(default=0.1, metadata={"help": "Likewise of those that lost the student."})
     max_malformed: float = field(default=0.5, metadata={"help": "Share of rollouts with a malformed call, likewise."})
     max_truncated: float = field(default=0.95, metadata={"help": "Share of rollouts cut at their budget, likewise."})
     max_zero_variance: float = field(default=0.99, metadata={"help": "Share of groups of one reward, likewise."})
@@ -99,10 +102,10 @@ class RelayFields(JudgeFields, TeacherFields, PromptFields):
             raise ValueError(f"rho_of is {self.rho_of!r}; it must be answer (the paper's) or group.")
         for path in self.extra_rewards or ():
             load_function(path, "extra_rewards")
-        for name in ("max_teacher_failures", "max_malformed", "max_truncated", "max_zero_variance"):
+        for name in [limit.option for limit in LIMITS.values()]:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1 (1 switches it off).")
-        for name in ("teacher_failure_steps", "guard_steps"):
+        for name in [limit.steps_option for limit in LIMITS.values()]:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 step.")
         if self.max_draws < 2:
@@ -110,9 +113,7 @@ class RelayFields(JudgeFields, TeacherFields, PromptFields):
         if self.profile_steps < 0:
             raise ValueError(f"profile_steps is {self.profile_steps}; it is a number of steps, 0 for none.")
         if self.rollouts_max_mb < 0:
-            raise ValueError(
-                f"rollouts_max_mb is {self.rollouts_max_mb}; give the MiB to keep, or 0 to write no rollouts."
-            )
+            raise ValueError(f"rollouts_max_mb is {self.rollouts_max_mb}; give the MiB to keep, or 0 for no rollouts.")
         if self.call_entropy_coef < 0:
             raise ValueError(f"call_entropy_coef is {self.call_entropy_coef}; it must be 0 (no bonus) or more.")
         if self.judge_reward and self.judge is None:
@@ -161,6 +162,10 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
     Args:
         vllm_kwargs (`dict`, *optional*): further arguments of the colocated `vllm.LLM`, over TRL's own. Without a GPU
             the engine is eager and computes in the precision of the trainer, where vLLM would halve float32.
+        vllm_weights_folder (`str`, *optional*): with `vllm_mode: server`, a folder that the server sees too, through which it gets
+            its weights; `None` sends them over NCCL, which needs GPUs on both sides.
+        student_timeout_s (`float`, defaults to `120`), student_retries (`int`, defaults to `4`), student_concurrency (`int`,
+            defaults to `64`): of requests to the student's server, as those of the teacher; the last one a process.
         vllm_importance_sampling_mode (`str`, defaults to `"token_truncate"`): TRL's own default, `sequence_mask`, leaves
             little of a draw of thousands of tokens; see docs/training.md.
     """
@@ -171,7 +176,10 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
     vllm_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further arguments of the colocated vLLM engine."}
     )
-
+    vllm_weights_folder: str | None = field(default=None, metadata={"help": "Hands weights to the student's server."})
+    student_timeout_s: float = field(default=120.0, metadata={"help": "Seconds for an answer of the student's server."})
+    student_retries: int = field(default=4, metadata={"help": "Retries of a failed request to it."})
+    student_concurrency: int = field(default=64, metadata={"help": "Requests to it under way at once, per process."})
     vllm_importance_sampling_mode: str = field(
         default="token_truncate", metadata={"help": "How vLLM's probabilities are corrected for; TRL has the others."}
     )
@@ -230,21 +238,42 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             )
 
     def check_student_server(self):
-        """Refuses a student behind a server that cannot get new weights."""
-        if self.use_vllm and self.vllm_mode == "server" and self.device.type == "cpu":
+        """Refuses a student behind a server that could not be reached or given new weights."""
+        if not self.use_vllm or self.vllm_mode != "server":
+            return
+        if self.vllm_server_base_url is None and self.vllm_server_host == "0.0.0.0":
             raise ValueError(
-                "vllm_mode is server, but there is no GPU here: TRL hands a server its new weights over NCCL, which needs "
-                "one on both sides, so the student would stay as it was. Set vllm_mode: colocate, or use_vllm: false."
+                "vllm_mode is server, but no server is named; set vllm_server_base_url, such as http://127.0.0.1:8000 (0.0.0.0 is "
+                "an address to listen on)."
             )
+        if not (self.vllm_server_base_url or "http://").startswith(("http://", "https://")):
+            raise ValueError(f"vllm_server_base_url is {self.vllm_server_base_url!r}; it must begin with http.")
+        if self.vllm_weights_folder is None and self.device.type == "cpu":
+            raise ValueError(
+                "vllm_mode is server, but there is no GPU here, which weights over NCCL need on both sides; set vllm_weights_folder "
+                "to a folder that the server sees too, or vllm_mode: colocate."
+            )
+        for name, least in (("student_timeout_s", 1), ("student_retries", 0), ("student_concurrency", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
     def _check_saves(self):
         # TRL keeps a draw's rollouts in memory only, so a run cannot resume within a draw
-        steps = (self.steps_per_generation or 1) * self.num_iterations // self.gradient_accumulation_steps
-        if self.save_strategy == "steps" and self.save_steps >= 1 and steps > 1 and self.save_steps % steps:
-            raise ValueError(
-                f"save_steps is {self.save_steps:g}, but the rollouts of one draw serve {steps} optimizer steps, and a run "
-                f"can resume only between two draws; set save_steps to a multiple of {steps}."
-            )
+        passes = self.steps_per_generation * self.num_iterations
+        steps = passes // math.gcd(passes, self.gradient_accumulation_steps)  # updates between two that end a draw
+        if steps == 1:
+            return
+        serve = (
+            f"the rollouts of one draw serve {steps} optimizer steps, and a run can go on only from between two draws"
+        )
+        if self.enable_jit_checkpoint:
+            raise ValueError(f"enable_jit_checkpoint saves at any step, but {serve}; leave it out.")
+        name = {"steps": "save_steps", "best": "eval_steps"}.get(
+            str(getattr(self.save_strategy, "value", self.save_strategy))
+        )
+        every = getattr(self, name) if name else None
+        if every and (every < 1 or every % steps):
+            raise ValueError(f"{name} is {every:g}, but {serve}; set {name} to a multiple of {steps}.")
 
 
 @dataclass(repr=False)

@@ -7,34 +7,39 @@ tests/training/test_trl_contract.py checks them.
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather
 from datasets import Dataset
-from transformers import ProgressCallback, set_seed
+from transformers import ProgressCallback, TrainerCallback, set_seed
 from trl import GRPOTrainer
 
 from ..engines.base import Engine
+from ..launch import from_first_process
 from ..prompts import PromptBuilder, RunPrompts
+from ..redaction import mask_credentials
 from ..rewards import load_function, load_reward
 from ..rollout_files import Draw, RolloutWriter
 from ..vocabulary import Vocabulary
 from .batches import tight_forward, tighten, why_not_sorted
 from .call_entropy import mean_entropy, number_mask
 from .callbacks import LimitedWaiting, ProgressLines, RecordingCallback, RelayProgressCallback
+from .columns import used_columns
 from .config import RelayGRPOConfig
 from .grading import RolloutGrader
-from .groups import draw_with_spread, nothing_to_learn, score_groups
-from .guard import Guard, Suspect, flat_groups
-from .lora import check_sharding, give_bias
-from .metrics import GRADED, facts, summarize
+from .groups import draw_with_spread, reward_column, score_groups
+from .guard import Guard
+from .lora import check_model_options, check_sharding, give_bias
+from .metrics import GRADED, effective_share, facts, log_columns, summarize, weight_sums
 from .profile import StepProfiler
 from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
-from .student_engine import engine_options, student_engine, sync_weights_on_cpu, vllm_names
+from .student_engine import check_student_server, engine_options, student_engine
+from .student_server import check_same_server, sync_through_server
+from .vllm_weights import sync_weights_on_cpu, vllm_names
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +57,19 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]): the student.
         args ([`RelayGRPOConfig`]).
-        train_dataset ([`~datasets.Dataset`]): columns `prompt` (the problem) and `answer` (the gold answer); other columns are
-            passed to per-rollout rewards.
-        eval_dataset ([`~datasets.Dataset`], *optional*): validation rows with the same columns.
+        train_dataset ([`~datasets.Dataset`]): columns `prompt` (the problem) and `answer` (the gold answer); of the others,
+            those are used that a per-rollout reward names in its signature.
+        eval_dataset ([`~datasets.Dataset`] or a `dict` of them, *optional*): validation rows with the same columns.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): the student's tokenizer.
-        teacher ([`Engine`], *optional*): `None` trains the student alone.
+        teacher ([`Engine`], *optional*): `None` trains the student alone. Without `args.teacher`, its name is recorded.
         prompts ([`~relay_trl.prompts.PromptBuilder`], *optional*): renders the problems; `None` does it as `args` say.
         extra_rewards (`list[Callable]`, *optional*): per-rollout rewards in TRL's style, beside the group reward and those
             in `args.extra_rewards`. They get the columns `relay_trace`, `relay_correct` and `relay_teacher_share`.
-        kwargs: as [`~trl.GRPOTrainer`] takes them: `callbacks`, `optimizers`, `peft_config`, `quantization_config`.
+        callbacks, optimizers, peft_config, quantization_config: as [`~trl.GRPOTrainer`] takes them. Its `tools`,
+            `environment_factory`, `rollout_func` and `reward_funcs` have no place here.
 
     Raises:
+        ValueError: `args.teacher` without `teacher`, or a dataset that cannot be used.
         RuntimeError: a limit of `args`, such as `max_teacher_failures`, was passed for too many steps.
     """
 
@@ -80,25 +87,41 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         teacher: Engine | None = None,
         prompts: PromptBuilder | None = None,
         extra_rewards: list[Callable] | None = None,
-        **kwargs: Any,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
     ):
+        if teacher is None and args.teacher:
+            raise ValueError(
+                f"args.teacher is {mask_credentials(args.teacher)!r}, but no engine was given for it; pass "
+                "teacher=load_engine(args.teacher, **args.teacher_options()), or leave args.teacher out."
+            )
+        args.teacher = args.teacher or (None if teacher is None else teacher.name)
         self.group_reward = partial(load_reward(args.reward), **(args.reward_kwargs or {}))
         named = [load_function(path, "extra_rewards") for path in args.extra_rewards or ()]
+        own_rewards = self._own_rewards = [*named, *(extra_rewards or ())]
         self._engines: dict[str, Engine] = {}
         self._draw: Draw | None = None  # the last one
         self._entropies: torch.Tensor | None = None  # of the last forward pass
-        check_sharding(kwargs.get("peft_config"), args)
+        check_sharding(peft_config, args)
+        check_model_options(model, args, quantization_config)
+        train_dataset = used_columns(train_dataset, own_rewards, "train_dataset")
+        eval_dataset = eval_dataset and used_columns(eval_dataset, own_rewards, "eval_dataset")
         set_seed(args.seed)  # a new adapter is drawn before transformers sets the seed
         with engine_options(args, model):
             super().__init__(
                 model=model,
-                reward_funcs=[_group_reward_column(args.reward), *named, *(extra_rewards or ())],
+                reward_funcs=[reward_column(args.reward), *own_rewards],
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
                 rollout_func=self._roll_out,
-                **kwargs,
+                callbacks=list(callbacks) if callbacks else None,
+                optimizers=optimizers,
+                peft_config=peft_config,
+                quantization_config=quantization_config,
             )
         give_bias(self.model)
         if self.use_vllm:
@@ -121,7 +144,10 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(RelayProgressCallback)
-        if self.use_vllm and self.vllm_mode == "colocate" and self.accelerator.device.type == "cpu":
+        if self.use_vllm and self.vllm_mode == "server":
+            check_student_server(self, self._engines, self.rollouts.wait)
+            sync_through_server(self)
+        elif self.use_vllm and self.accelerator.device.type == "cpu":
             sync_weights_on_cpu(self)
 
     @property
@@ -140,6 +166,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             else:
                 traces = self.rollouts.run(prompts, seeds, student)
         draw.rollout_s = time.perf_counter() - started
+        if self.use_vllm and self.vllm_mode == "server":
+            check_same_server(self)
         return to_trl(traces, has_logprobs=self.use_vllm)
 
     def _get_train_sampler(self, dataset=None):
@@ -159,10 +187,19 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self._draw = draw  # TRL calls `_roll_out` and `_calculate_rewards`, which fill it in
         output = super()._generate_and_score_completions(inputs)
         draw.advantages = output["advantages"].tolist()
+        self._metrics[draw.mode]["relay/is_effective_share"] += [self._effective_share(output)] * len(draw.rewards)
         if is_train:
             self.writer.add(draw)
-        self._watch(draw)  # may end the run; its rollouts are on disk by then
+        self.guard.look(draw)  # may end the run; its rollouts are on disk by then
         return output
+
+    def _effective_share(self, output: dict[str, torch.Tensor]) -> float:
+        ratio = output.get("importance_sampling_ratio")
+        if ratio is None:
+            return 1.0
+        mask = (output["completion_mask"] * output["tool_mask"]).bool()
+        sums = weight_sums(ratio[mask] if ratio.shape[1] > 1 else ratio[mask.any(1)])
+        return effective_share(*self.accelerator.reduce(sums, reduction="sum").tolist())
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs
@@ -203,9 +240,15 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
             self.vllm_importance_sampling_correction = is_corrected
         return None, None, None
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
         self._draw = None  # every evaluation draws the same random numbers
-        found = super().evaluate(*args, **kwargs)
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = used_columns(eval_dataset, self._own_rewards, "eval_dataset")
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        if isinstance(rows, Dataset):
+            self.guard.begin_evaluation(len(rows) * self.num_generations_eval)
+        found = super().evaluate(eval_dataset, *args, **kwargs)
         # Without a scored rollout there is no accuracy, but transformers compares it with the best one so far
         return {name: float("nan") if value is None else value for name, value in found.items()}
 
@@ -220,13 +263,19 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         for row, trace, is_correct in zip(inputs, traces, correct, strict=True):
             row["relay_correct"], row["relay_teacher_share"] = is_correct, trace.teacher_share
         groups = len(traces) / draw.size
+        # TRL leaves special tokens out of its texts, the tags of calls among them; its logs take this list
+        completions[:] = [
+            [{"role": "assistant", "content": trace.answer}] if isinstance(said, list) else trace.answer
+            for trace, said in zip(traces, completions, strict=True)
+        ]
         own_s = [draw.rollout_s, time.perf_counter() - started, draw.drawn or groups, *self.grader.counts()]
         matrix = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         device = self.accelerator.device
         rows = [facts(trace, is_correct) for trace, is_correct in zip(traces, correct, strict=True)]
         rows = gather(torch.tensor(rows, dtype=torch.float32, device=device)).tolist()
         timings = gather(torch.tensor([own_s], dtype=torch.float32, device=device))
-        rewards, kinds = score_groups(rows, draw.size, self.args, self.group_reward)
+        score = partial(score_groups, rows, draw.size, self.args, self.group_reward)
+        rewards, kinds = from_first_process(self.accelerator, score)
         matrix[:, 0] = torch.tensor(rewards, device=device)
         matrix[matrix[:, 0].isnan()] = torch.nan  # no group reward: out of its group, whatever other rewards say
         total = (matrix * self.reward_weights.to(device)).nansum(1).masked_fill(matrix[:, 0].isnan(), torch.nan)
@@ -237,43 +286,9 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         for name, value in metrics.items():
             # TRL logs the mean; so a smaller last batch of an evaluation gets the weight of its rollouts
             self._metrics[self._mode][f"relay/{name}"] += [value] * len(rows)
-        draw.traces, draw.correct, draw.rewards, draw.kinds, draw.metrics = (
-            traces,
-            correct,
-            total.tolist(),
-            kinds,
-            metrics,
-        )
+        draw.traces, draw.correct, draw.kinds, draw.metrics = traces, correct, kinds, metrics
+        draw.rewards = total.tolist()
+        own = draw.rewards[draw.first : draw.first + len(traces)]
+        for column, values in log_columns(traces, own).items() if self.args.log_completions else ():
+            self._log_completion_extra(column, values)
         return matrix
-
-    def _watch(self, draw: Draw):
-        """Shows the draw to the guard, which may end the run."""
-        flat = flat_groups(draw.rewards, draw.size)
-        suspects = [
-            Suspect(draw.first + i, row["prompt"], trace, bool(flat[(draw.first + i) // draw.size]))
-            for i, (row, trace) in enumerate(zip(draw.rows, draw.traces, strict=True))
-        ]
-        metrics = draw.metrics
-        if draw.mode == "eval":
-            self.guard.refuse(draw.step, metrics["teacher_failures"], suspects)
-            return
-        known = [is_flat for is_flat in flat if is_flat is not None]
-        if self.args.dynamic_sampling and known and all(known):
-            raise RuntimeError(nothing_to_learn(draw.step, round(metrics["draws"] * len(flat)), metrics["accuracy"]))
-        shares = {
-            "teacher_failures": metrics["teacher_failures"],
-            "malformed": metrics["malformed_rate"],
-            "truncated": metrics["truncated"],
-            "zero_variance": sum(known) / len(known) if known else float("nan"),
-        }
-        self.guard.watch(draw.step, shares, suspects)
-
-
-def _group_reward_column(name: str) -> Callable:
-    """A reward function that only reserves the first column of TRL's matrix. The group reward is known after the gather."""
-
-    def column(prompts, **kwargs):
-        return [0.0] * len(prompts)
-
-    column.__name__ = name.rpartition(":")[2]
-    return column

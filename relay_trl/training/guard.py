@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..rollout_files import FOLDER
+from ..rollout_files import FOLDER, Draw
 from ..trace import StopReason, Trace
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,11 @@ LIMITS = {
     "teacher_failures": _Limit(
         "max_teacher_failures", "teacher_failure_steps", "The teacher failed in {share} of step {step}'s rollouts"
     ),
+    "student_failures": _Limit(
+        "max_student_failures",
+        "teacher_failure_steps",
+        "The student's engine failed in {share} of step {step}'s rollouts",
+    ),
     "malformed": _Limit("max_malformed", "guard_steps", "A call was malformed in {share} of step {step}'s rollouts"),
     "truncated": _Limit(
         "max_truncated", "guard_steps", "The completion budget cut {share} of step {step}'s rollouts short"
@@ -43,6 +48,9 @@ LIMITS = {
     ),
 }
 """All limits, in the order in which they are checked."""
+
+LOSING = ("teacher_failures", "student_failures")
+"""Limits on rollouts that were lost, which say nothing about the student."""
 
 SPOILING = ("malformed", "truncated")
 """Limits that mean that the weights may be damaged; at the others a step only has no gradient."""
@@ -66,7 +74,8 @@ class Suspect:
     def shows(self, name: str) -> bool:
         """Whether the limit `name` counts it."""
         return {
-            "teacher_failures": self.trace.has_failed,
+            "teacher_failures": self.trace.stop is StopReason.TEACHER_ERROR,
+            "student_failures": self.trace.stop is StopReason.STUDENT_ERROR,
             "malformed": self.trace.malformed > 0 and not self.trace.has_failed,
             "truncated": self.trace.stop is StopReason.LENGTH,
             "zero_variance": self.is_flat and not self.trace.has_failed,
@@ -88,7 +97,9 @@ class Guard(TrainerCallback):
         self._rollouts = os.path.join(args.output_dir, FOLDER) if args.rollouts_max_mb else None
         self._limits = {name: getattr(args, limit.option) for name, limit in LIMITS.items()}
         self._patience = {name: getattr(args, limit.steps_option) for name, limit in LIMITS.items()}
+        self._is_dynamic = args.dynamic_sampling
         self._streaks = dict.fromkeys(LIMITS, 0)
+        self.begin_evaluation(0)
         self._has_warned = False
 
     def watch(self, step: int, shares: dict[str, float], suspects: Sequence[Suspect]):
@@ -107,14 +118,48 @@ class Guard(TrainerCallback):
             if self._streaks[name] >= self._patience[name]:
                 raise RuntimeError(self._say(name, share, step, suspects))
 
-    def refuse(self, step: int, failures: float, suspects: Sequence[Suspect]):
-        """Ends the run if an evaluation lost too many rollouts: its accuracy would only count the others.
+    def look(self, draw: Draw):
+        """Takes in a draw of a training or of an evaluation.
 
         Raises:
-            RuntimeError: `failures` is more than `max_teacher_failures`.
+            RuntimeError: a limit has been passed for too long.
         """
-        if failures > self._limits["teacher_failures"]:
-            raise RuntimeError(self._say("teacher_failures", failures, step, suspects, "an evaluation at "))
+        flat = flat_groups(draw.rewards, draw.size)
+        suspects = [
+            Suspect(draw.first + i, row["prompt"], trace, bool(flat[(draw.first + i) // draw.size]))
+            for i, (row, trace) in enumerate(zip(draw.rows, draw.traces, strict=True))
+        ]
+        if draw.mode == "eval":
+            self._evaluate(draw, suspects)
+            return
+        known = [is_flat for is_flat in flat if is_flat is not None]
+        if self._is_dynamic and known and all(known):
+            drawn = round(draw.metrics["draws"] * len(flat))
+            raise RuntimeError(nothing_to_learn(draw.step, drawn, draw.metrics["accuracy"]))
+        shares = {
+            "teacher_failures": draw.metrics["teacher_failures"],
+            "student_failures": draw.metrics["student_failures"],
+            "malformed": draw.metrics["malformed_rate"],
+            "truncated": draw.metrics["truncated"],
+            "zero_variance": sum(known) / len(known) if known else float("nan"),
+        }
+        self.watch(draw.step, shares, suspects)
+
+    def begin_evaluation(self, total: int):
+        """Counts anew, for an evaluation of `total` rollouts."""
+        self._evaluated, self._total, self._lost, self._lost_suspects = 0, total, dict.fromkeys(LOSING, 0), []
+
+    def _evaluate(self, draw: Draw, suspects: Sequence[Suspect]):
+        """Ends the run over an evaluation that has lost too many of all its rollouts, as soon as that is certain: its accuracy
+        would be that of the others.
+        """
+        self._evaluated += len(draw.rewards)
+        self._lost_suspects = [s for s in (*self._lost_suspects, *suspects) if s.trace.has_failed][:_SHOWN]
+        for name in LOSING:
+            self._lost[name] += round(draw.metrics[name] * len(draw.rewards))
+            share = self._lost[name] / max(self._total, self._evaluated)
+            if share > self._limits[name]:
+                raise RuntimeError(self._say(name, share, draw.step, self._lost_suspects, "an evaluation at "))
 
     def on_step_end(self, args, state, control, **kwargs):
         """Saves no checkpoint while the weights may be damaged."""
@@ -148,7 +193,7 @@ class Guard(TrainerCallback):
                 parts.append(f"The last fault: {errors[-1]}")
         last = get_last_checkpoint(self._folder)
         parts.append(f"The last checkpoint is {last}." if last else "No checkpoint was saved.")
-        if name != "teacher_failures":
+        if name not in LOSING:
             parts.append(f"If this is meant, raise {limit.steps_option}, or {limit.option} (1 switches it off).")
         return " ".join(parts)
 
@@ -170,3 +215,17 @@ def flat_groups(rewards: Sequence[float], size: int) -> list[bool | None]:
         scored = [reward for reward in rewards[start : start + size] if reward == reward]
         found.append(max(scored) - min(scored) <= _EQUAL if scored else None)
     return found
+
+
+def nothing_to_learn(step: int, drawn: int, accuracy: float) -> str:
+    """What to say of a draw without a single group that has spread."""
+    cause = (
+        "the problems are too hard, or answers are not where answer_marker says"
+        if accuracy < 0.5
+        else "the problems are too easy"
+    )
+    return (
+        f"dynamic_sampling drew {drawn} groups for step {step}, and in none did rewards differ; {accuracy:.0%} of the kept "
+        f"rollouts are right, so probably {cause}. Look at the rollouts, choose other problems, or set dynamic_sampling to "
+        "false."
+    )

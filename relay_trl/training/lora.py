@@ -13,10 +13,11 @@ from accelerate import DistributedType
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils.other import TrainableTokensWrapper
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig
 from trl import ModelConfig, get_peft_config
 
 from ..call_syntax import CallSyntax
+from ..engines.adapters import load_model
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -71,6 +72,21 @@ def check_quantization(options: ModelConfig, is_on_cpu: bool, use_vllm: bool = F
         )
 
 
+def check_model_options(model: Any, args: Any, quantization_config: Any):
+    """Refuses options for loading a model where the model is loaded already: TRL passes over them.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if isinstance(model, str):
+        return
+    for name, value in (("model_init_kwargs", args.model_init_kwargs), ("quantization_config", quantization_config)):
+        if value is not None:
+            raise ValueError(
+                f"{name} is set, but the model is loaded already; load it with that, or give its name instead."
+            )
+
+
 def check_sharding(config: PeftConfig | None, args: Any):
     """Refuses to train rows of an embedding that is split over processes: peft cannot do it."""
     is_fsdp = args.distributed_state is not None and args.distributed_state.distributed_type == DistributedType.FSDP
@@ -91,30 +107,20 @@ def load_merged(folder: str | Path, dtype: str | torch.dtype = "float32", **kwar
         kwargs (`Any`): of `from_pretrained`, such as `trust_remote_code`.
 
     Raises:
-        FileNotFoundError: there is no adapter in `folder`, or its base does not exist.
+        FileNotFoundError: there is no adapter in `folder`.
+        EngineError: its base does not exist.
         ValueError: the base is another model now.
     """
     path = Path(folder) / ADAPTER_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {ADAPTER_CONFIG}, so there is no adapter in it to merge.")
-    adapter = json.loads(path.read_text(encoding="utf-8"))
-    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision, **kwargs)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{folder} is an adapter of {base!r}, which is neither in a folder nor on the Hub ({reason}); put the "
-            f"model there, or set base_model_name_or_path in {path}."
-        ) from error
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # the warm-up added rows for the call tokens
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
+        adapted = load_model(str(folder), len(tokenizer), dtype=dtype, **kwargs)
         _check_names(adapted, Path(folder))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
         raise ValueError(
             f"{folder} was trained on another model than {base} is now ({reason}); put that model back, or set "
             f"base_model_name_or_path in {path}."

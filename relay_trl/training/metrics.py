@@ -5,15 +5,19 @@ Owns names and formulas. The trainer gathers the facts of all processes, so that
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
+
+import torch
 
 from ..rewards import Difficulty
-from ..trace import Outcome, StopReason, Trace
+from ..trace import Author, Outcome, StopReason, Trace
 
 FACTS = (
     "correct",
     "called",
     "teacher_share",
     "failed",
+    "student_failed",
     "calls",
     "requested",
     "granted",
@@ -49,10 +53,13 @@ METRICS = {
     "teacher_dependent": "share of groups whose right rollouts all called",
     "teacher_unsolvable": "share of groups without a right rollout",
     "teacher_failures": "share of rollouts lost to a teacher that failed; they are in no other figure and in no gradient",
+    "student_failures": "share of rollouts lost because the student's engine failed; likewise",
     "teacher_wait_s": "seconds that a rollout waited for its teacher, mean over rollouts",
     "student_cached_share": "share of the student's context tokens that came from its engine's prefix cache",
     "teacher_cached_share": "share of the teacher's context tokens that came from its engine's prefix cache",
     "draws": "groups drawn for each one in the loss; above 1 only with `dynamic_sampling`",
+    "is_effective_share": "effective share of the student's tokens (or rollouts) under the correction for vLLM's probabilities; 1 "
+    "without one",
     "rollout_s": "wall-clock seconds of the step's rollouts on the slowest process",
     "grading_s": "wall-clock seconds of the step's grading on the slowest process",
     "grading_timeouts": "answers that could not be graded within their time limit in this step; they count as wrong",
@@ -66,6 +73,20 @@ GRADED = ("grading_timeouts", "judge_read", "judge_overruled", "judge_silent")
 """Metrics that grading counts."""
 
 
+def weight_sums(weights: Any) -> Any:
+    """What [`effective_share`] is made of, for a tensor of weights: sums that can be added up over processes."""
+    return torch.stack([weights.sum(), weights.square().sum(), weights.new_tensor(float(weights.numel()))])
+
+
+def effective_share(weights: float, squares: float, count: float) -> float:
+    """The effective sample size of importance weights, as a share of their number: (sum w)^2 / (n sum w^2).
+
+    Args:
+        weights (`float`), squares (`float`), count (`float`): sum of the weights, sum of their squares, and how many there are.
+    """
+    return weights**2 / (count * squares) if count and squares else float("nan")
+
+
 def facts(trace: Trace, is_correct: bool) -> list[float]:
     """The [`FACTS`] of one rollout."""
     return [
@@ -73,6 +94,7 @@ def facts(trace: Trace, is_correct: bool) -> list[float]:
         float(trace.has_called),
         trace.teacher_share,
         float(trace.has_failed),
+        float(trace.stop is StopReason.STUDENT_ERROR),
         len(trace.calls),
         sum(min(call.requested, 10_000) for call in trace.calls),
         sum(call.granted for call in trace.calls),
@@ -104,6 +126,23 @@ def shares(group: Sequence[Sequence[float]], rho_of: str) -> list[float]:
         return [row[FACTS.index("teacher_share")] for row in group]
     length = median(row[FACTS.index("answer_tokens")] for row in group)
     return [row[FACTS.index("teacher_tokens")] / max(length, 1.0) for row in group]
+
+
+def log_columns(traces: Sequence[Trace], rewards: Sequence[float]) -> dict[str, list]:
+    """Columns for the tables of `log_completions`, beside TRL's: who wrote what, and what it was worth.
+
+    Args:
+        traces (`Sequence[Trace]`), rewards (`Sequence[float]`): of the same rollouts.
+    """
+    return {
+        "relay/rollout": [trace.text for trace in traces],
+        "relay/teacher_words": [
+            " ... ".join(span.text for span in trace.spans if span.author is Author.TEACHER) for trace in traces
+        ],
+        "relay/calls": [", ".join(str(call.requested) for call in trace.calls) for trace in traces],
+        "relay/teacher_share": [trace.teacher_share for trace in traces],
+        "relay/reward": list(rewards),
+    }
 
 
 def summarize(rows: Sequence[Sequence[float]], kinds: Sequence[Difficulty]) -> dict[str, float]:
@@ -145,6 +184,7 @@ def summarize(rows: Sequence[Sequence[float]], kinds: Sequence[Difficulty]) -> d
         "teacher_wait_s": per_rollout("wait_s"),
         "student_cached_share": cached_share("student"),
         "teacher_cached_share": cached_share("teacher"),
-        "teacher_failures": sum(columns["failed"]) / len(rows),
+        "teacher_failures": (sum(columns["failed"]) - sum(columns["student_failed"])) / len(rows),
+        "student_failures": sum(columns["student_failed"]) / len(rows),
         **shares,
     }

@@ -14,10 +14,11 @@ import torch
 from torch.utils.data import Sampler
 from trl.trainer.utils import RepeatSampler
 
-from ..engines.base import Engine
+from ..endings import first_of
+from ..engines.base import Engine, EngineError
 from ..prompts import PromptBuilder
 from ..relay import RelayRules, relay
-from ..trace import Trace
+from ..trace import Author, Span, StopReason, Trace
 
 TRACE_COLUMN = "relay_trace"
 
@@ -95,10 +96,18 @@ class Rollouts:
 
     def jobs(self, problems: list, seeds: list[int], student: Engine) -> list[Coroutine]:
         """One relay per problem, not yet begun."""
-        return [
-            relay(self.builder.build(problem), student, self.teacher, self.config, seed)
-            for problem, seed in zip(problems, seeds, strict=True)
-        ]
+        return [self._one(problem, seed, student) for problem, seed in zip(problems, seeds, strict=True)]
+
+    async def _one(self, problem: Any, seed: int, student: Engine) -> Trace:
+        """One rollout. One whose student's engine fails is lost, as one whose teacher fails: the guard ends the run over many."""
+        trace = Trace([])
+        try:
+            return await relay(self.builder.build(problem), student, self.teacher, self.config, seed, trace=trace)
+        except EngineError as error:
+            trace.error, trace.stop = str(error), StopReason.STUDENT_ERROR
+            if not trace.num_tokens and student.vocabulary is not None:  # TRL takes no empty completion
+                trace.spans.append(Span(Author.CLOSING, [student.vocabulary.eos_id], ""))
+            return trace
 
     def wait(self, job: Coroutine) -> Any:
         """The result of a coroutine on the event loop that the engines' connections belong to."""
@@ -107,6 +116,11 @@ class Rollouts:
 
 async def together(jobs: list[Coroutine]) -> list[Any]:
     """The results of coroutines that run at once, in order."""
-    async with asyncio.TaskGroup() as group:  # one failure cancels the others instead of leaving them behind
-        tasks = [group.create_task(job) for job in jobs]
-    return [task.result() for task in tasks]
+    try:
+        async with asyncio.TaskGroup() as group:  # one failure cancels the others instead of leaving them behind
+            tasks = [group.create_task(job) for job in jobs]
+    except* Exception as failed:
+        error = first_of(failed)
+    else:
+        return [task.result() for task in tasks]
+    raise error  # alone, as there is one sentence to say

@@ -1,15 +1,16 @@
 """The warm-up: supervised training on the student's own answers with inserted calls (paper, section 3.2)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from trl import SFTTrainer
 
 from ..vocabulary import Vocabulary
 from .callbacks import LimitedWaiting, ProgressLines
 from .config import RelaySFTConfig
-from .lora import check_sharding, give_bias
+from .lora import check_model_options, check_sharding, give_bias
 from .saving import RelaySavingMixin
 
 
@@ -22,7 +23,9 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
         train_dataset ([`~datasets.Dataset`]): columns `prompt_ids`, `completion_ids`, `completion_mask` (1 for a token that has
             a loss, 0 for one of the teacher's) and `completion`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]): the student's tokenizer, call tokens included.
-        kwargs: as [`~trl.SFTTrainer`] takes them.
+        eval_dataset ([`~datasets.Dataset`] or a `dict` of them, *optional*): rows of the same columns.
+        callbacks, optimizers, peft_config, quantization_config: as [`~trl.SFTTrainer`] takes them. Its other arguments are
+            for rows that are not tokens yet, or for other losses.
 
     Raises:
         ValueError: the rows were made with another tokenizer, or do not fit into `args.max_length`.
@@ -33,20 +36,50 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
     _stage = "sft"
     args: RelaySFTConfig
 
-    def __init__(self, model, args: RelaySFTConfig, train_dataset: Dataset, processing_class, **kwargs: Any):
-        check_rows(train_dataset, Vocabulary(processing_class), args)
-        check_sharding(kwargs.get("peft_config"), args)
+    def __init__(
+        self,
+        model,
+        args: RelaySFTConfig,
+        train_dataset: Dataset,
+        processing_class,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
+    ):
+        self._rows_vocabulary = Vocabulary(processing_class)
+        check_sharding(peft_config, args)
+        check_model_options(model, args, quantization_config)
         set_seed(args.seed)  # a new adapter is drawn before transformers sets the seed
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset.map(to_sft_row, remove_columns=train_dataset.column_names),
+            train_dataset=self._checked(train_dataset, args),
+            eval_dataset=self._checked(eval_dataset, args),
             processing_class=processing_class,
-            **kwargs,
+            callbacks=list(callbacks) if callbacks else None,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
         )
         give_bias(self.model)
         self.add_callback(LimitedWaiting)
         self.add_callback(ProgressLines)
+
+    def _checked(self, rows: Any, args: RelaySFTConfig) -> Any:
+        """Rows of `build_warmup.py`, or a `dict` of such, as TRL takes them."""
+        if isinstance(rows, dict):
+            return {name: self._checked(part, args) for name, part in rows.items()}
+        if rows is None:
+            return None
+        check_rows(rows, self._rows_vocabulary, args)
+        return rows.map(to_sft_row, remove_columns=rows.column_names)
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        """As [`~trl.SFTTrainer.evaluate`]; rows that are given here are those of `build_warmup.py` too."""
+        is_given = isinstance(eval_dataset, Dataset) and "labels" not in eval_dataset.column_names
+        return super().evaluate(self._checked(eval_dataset, self.args) if is_given else eval_dataset, *args, **kwargs)
 
 
 def to_sft_row(row: dict) -> dict[str, list[int]]:

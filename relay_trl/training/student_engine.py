@@ -4,12 +4,11 @@ Uses behaviour that TRL, accelerate and vLLM do not document. Each place says wh
 tests/training/test_trl_contract.py, tests/with_vllm and tests/distributed check it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
@@ -54,14 +53,27 @@ def student_engine(trainer: GRPOTrainer, engines: dict[str, Engine]) -> Iterator
         yield engine
 
 
+def check_student_server(trainer: GRPOTrainer, engines: dict[str, Engine], wait: Callable[[Coroutine], Any]):
+    """Makes the engine of a student behind a server and asks it once, before the run.
+
+    Args:
+        wait (`Callable`): runs a coroutine to its end.
+    """
+    engine = engines["student"] = _vllm_engine(trainer)
+    wait(engine.check())
+
+
 def _vllm_engine(trainer: GRPOTrainer) -> Engine:
     vocabulary = Vocabulary(trainer._tokenizer, trainer.eos_token_ids)
     if trainer.vllm_mode == "server":
         from ..engines.openai import OpenAIEngine
+        from .student_server import server_url
 
-        url = trainer.args.vllm_server_base_url
-        url = url or f"http://{trainer.args.vllm_server_host}:{trainer.args.vllm_server_port}"
-        return OpenAIEngine(f"{url.rstrip('/')}/v1", vocabulary=vocabulary, needs_logprobs=True)
+        args = trainer.args
+        limits = (args.student_concurrency, args.student_timeout_s, args.student_retries)
+        # The key in the environment is the teacher's
+        options: dict[str, Any] = {"needs_logprobs": True, "option_prefix": "student_"}
+        return OpenAIEngine(f"{server_url(args)}/v1", None, "none", vocabulary, *limits, **options)
     from ..engines.vllm import VLLMEngine
 
     return VLLMEngine(trainer.vllm_generation.llm, vocabulary)
@@ -96,11 +108,18 @@ def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Itera
         args ([`RelayGRPOConfig`]): its `vllm_kwargs` have the last word.
         model (`str` or [`~transformers.PreTrainedModel`]): the student.
     """
-    if not args.use_vllm or args.vllm_mode != "colocate":
+    if not args.use_vllm:
         yield
         return
     from trl.generation import vllm_generation
 
+    if args.vllm_mode == "server":
+        from .student_server import check_reachable, client_of
+
+        check_reachable(args)
+        with _replaced(vllm_generation, "VLLMClient", client_of(args)):
+            yield
+        return
     from ..engines.vllm import CPU_OPTIONS
 
     # vLLM seeds this process's generators when it is built; TRL would give it only the rank
@@ -116,11 +135,18 @@ def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Itera
         }
     options |= args.vllm_kwargs or {}
     original = vllm_generation.LLM
-    vllm_generation.LLM = lambda **given: original(**{**given, **options})
+    with _replaced(vllm_generation, "LLM", lambda **given: original(**{**given, **options})):
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        vllm_generation.LLM = original
+        setattr(module, name, original)
 
 
 def _precision(args: RelayGRPOConfig, model: str | PreTrainedModel) -> str:
@@ -129,49 +155,6 @@ def _precision(args: RelayGRPOConfig, model: str | PreTrainedModel) -> str:
         return "bfloat16" if args.bf16 else "float16"
     dtype = (args.model_init_kwargs or {}).get("dtype") if isinstance(model, str) else model.dtype
     return str(dtype or "float32").removeprefix("torch.")
-
-
-def sync_weights_on_cpu(trainer: GRPOTrainer):
-    """Replaces TRL's weight sync for a colocated engine on a CPU.
-
-    vLLM repacks weights there when it loads them, so that loading into the packed model leaves the old weights in use. Can go
-    when `load_weights` of vLLM's CPU models works a second time.
-    """
-    generation = trainer.vllm_generation
-
-    def named_weights():
-        config = trainer.accelerator.unwrap_model(trainer.model).config
-        is_tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
-        for name, weight in generation._iter_named_params():
-            yield name, weight
-            if is_tied and name.endswith("embed_tokens.weight"):
-                # vLLM's head on a CPU has its own packed copy; without this it stays old without an error
-                yield "lm_head.weight", weight
-
-    def sync_weights():
-        with _base_weights_kept(trainer.model):
-            # A list: a generator may not be read to its end, and would leave adapters merged or parameters gathered
-            weights = [(name, weight.detach().clone()) for name, weight in named_weights()]
-        generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        generation.llm.reset_prefix_cache()
-
-    generation.sync_weights = sync_weights
-
-
-@contextmanager
-def _base_weights_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Restores the weights under adapters. To merge an adapter and subtract it again leaves rounding errors, which would add
-    up from sync to sync. Can go when TRL or peft does it.
-    """
-    kept = []
-    if isinstance(model, PeftModel):
-        kept = [(w, w.detach().clone()) for name, w in model.named_parameters() if ".base_layer." in name]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, before in kept:
-                weight.copy_(before)
 
 
 @contextmanager
@@ -193,20 +176,3 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
             part.reshard()
             # As `fully_shard` has it, the root stays unsharded between forward and backward; the others as accelerate set them
             part.set_reshard_after_forward(part is not parts[0], recurse=False)
-
-
-def vllm_names(generation):
-    """Makes TRL's weight sync use vLLM's names for the rows that an adapter trains for added tokens: those of the merged
-    embedding, not of the adapter's copy. Can go when TRL's `_iter_named_params` knows `trainable_token_indices`.
-
-    Args:
-        generation ([`~trl.generation.vllm_generation.VLLMGeneration`]).
-    """
-    original = generation._iter_named_params
-
-    def named_weights():
-        for name, weight in original():
-            if "trainable_tokens_" not in name:
-                yield name.replace(".token_adapter", ""), weight
-
-    generation._iter_named_params = named_weights

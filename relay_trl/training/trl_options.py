@@ -86,7 +86,10 @@ def _vllm(setting: str, is_met: Callable[[Any], bool]) -> dict[str, Any]:
 
 
 _COLOCATE = "vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size vllm_enable_sleep_mode vllm_model_impl vllm_kwargs"
-_SERVER = "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port"
+_SERVER = (
+    "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_weights_folder "
+    "student_timeout_s student_retries student_concurrency"
+)
 _CORRECTION = "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min"
 _CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 _EVALUATION = Needs("do_eval", "eval_strategy", lambda config: config.eval_strategy != "no")
@@ -131,6 +134,10 @@ GRPO_NEEDS = [
     Needs(
         "vllm_server_host vllm_server_port",
         **_vllm("vllm_server_base_url left out, which names both", lambda config: not config.vllm_server_base_url),
+    ),
+    Needs(
+        "vllm_group_port",
+        **_vllm("weights over NCCL, so without vllm_weights_folder,", lambda config: not config.vllm_weights_folder),
     ),
 ]
 SFT_NEEDS = [

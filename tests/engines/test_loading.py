@@ -1,16 +1,24 @@
 """`load_engine`: which engine a name stands for, and the tokenizer of a model behind a URL."""
 
 import asyncio
+import json
 import subprocess
 import sys
 
 import pytest
+import torch
 from helpers.openai_server import Server
 from helpers.tokenizers import byte_level, characters
-from transformers import GenerationConfig
+from helpers.trainers import PAIR, SYNTAX, load_tokenizer
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, GenerationConfig
+from trl import ModelConfig
 
 from relay_trl.engines.base import EngineError
 from relay_trl.engines.loading import load_engine
+from relay_trl.serving.pipeline import RelayPipeline
+from relay_trl.training.call_tokens import grow_embeddings
+from relay_trl.training.lora import lora_config
 
 
 @pytest.fixture
@@ -106,3 +114,30 @@ except ImportError as error:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "vLLM is not installed; install `relay_trl[vllm]`" in run.stdout, run.stderr
+
+
+def test_an_adapter_with_added_tokens_is_loaded_on_a_base_without_room_for_them(tmp_path):
+    tokenizer, model = load_tokenizer(), AutoModelForCausalLM.from_pretrained(PAIR / "student", dtype=torch.float32)
+    rows = model.get_input_embeddings().weight.shape[0]
+    assert len(tokenizer) == rows + 2
+    grow_embeddings(model, tokenizer, 2)
+    options = ModelConfig(use_peft=True, lora_r=4, lora_target_modules=["q_proj", "down_proj"])
+    config = lora_config(options, tokenizer, SYNTAX, str(PAIR / "student"))
+    model = get_peft_model(model, config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    context = [*tokenizer("12*3=")["input_ids"], rows, rows + 1]
+    loaded = load_engine(str(tmp_path)).model
+    with torch.no_grad():
+        own, again = (each.eval()(torch.tensor([context])).logits for each in (model, loaded))
+    assert torch.equal(own, again)
+    pipeline = RelayPipeline.from_pretrained(str(tmp_path), teacher=str(PAIR / "teacher"))
+    assert pipeline("12*3=").text is not None
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/nowhere"}))
+    with pytest.raises(EngineError, match=r"is an adapter of '/nowhere', which is neither in a folder nor on the Hub"):
+        load_engine(str(tmp_path))

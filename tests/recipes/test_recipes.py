@@ -117,7 +117,7 @@ GRPO_REFUSALS = {
     ),
     "student on a server": (
         {"use_vllm": True, "vllm_mode": "server"},
-        r"vllm_mode is server, but there is no GPU here: TRL hands a server its new weights over NCCL",
+        r"vllm_mode is server, but no server is named; set vllm_server_base_url",
     ),
     "saves between draws": (
         {"steps_per_generation": 4, "per_device_train_batch_size": 64, "save_steps": 45},

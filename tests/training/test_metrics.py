@@ -65,11 +65,12 @@ def test_metrics_by_hand():
             "teacher_dependent": 0.5,
             "teacher_unsolvable": 0.0,
             "teacher_failures": 1 / 3,
+            "student_failures": 0.0,
             "teacher_wait_s": 0.25,
             "student_cached_share": 0.6,
         }
     )
-    timed_by_the_trainer = {"rollout_s", "grading_s", "draws", *GRADED}
+    timed_by_the_trainer = {"rollout_s", "grading_s", "draws", "is_effective_share", *GRADED}
     assert set(METRICS) - set(found) == timed_by_the_trainer | {"teacher_cached_share"}
 
 

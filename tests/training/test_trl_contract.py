@@ -180,8 +180,8 @@ def keep_traces(monkeypatch):
 def test_extra_columns_and_those_of_the_dataset_reach_the_rewards(tmp_path):
     seen = {}
 
-    def look(prompts, completions, completion_ids, **columns):
-        seen.update(columns, prompts=prompts, completion_ids=completion_ids)
+    def look(prompts, completions, completion_ids, kind, solution, **columns):
+        seen.update(columns, prompts=prompts, completion_ids=completion_ids, kind=kind, solution=solution)
         return [0.0] * len(prompts)
 
     trainer = grpo_trainer(grpo_config(tmp_path, max_steps=1), in_turn(*MIXED), extra_rewards=[look])

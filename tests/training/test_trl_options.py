@@ -138,7 +138,7 @@ def test_what_needs_another_option_is_refused_without_it(tmp_path, kind, need, n
         "vllm_mode: colocate": {"use_vllm": True, "vllm_mode": "server"},
         "vllm_mode: server": {"use_vllm": True},
         "vllm_server_base_url": {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://a:1"},
-        "weights that": {"use_vllm": True, "vllm_mode": "server", "vllm_weights_folder": "/a"},
+        "weights over NCCL": {"use_vllm": True, "vllm_mode": "server", "vllm_weights_folder": "/a"},
     }
     fields = next((given for start, given in without.items() if need.setting.startswith(start)), {})
     with pytest.raises(ValueError, match=f"^{name} is .*, which has an effect with {re.escape(need.setting)} only"):

@@ -26,6 +26,15 @@ CHAT_TEMPLATE = (
 )
 
 
+class Served(str):
+    """The base URL of a server, which also knows the process group that it runs in."""
+
+    def __new__(cls, url, group):
+        served = super().__new__(cls, url)
+        served.group = group
+        return served
+
+
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:
@@ -108,7 +117,7 @@ def serve(tmp_path_factory):
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_until_healthy(process, f"http://127.0.0.1:{port}/health", log_path)
-            yield f"http://127.0.0.1:{port}/v1"
+            yield Served(f"http://127.0.0.1:{port}/v1", process.pid)
         finally:
             _end(process)
 

@@ -11,6 +11,7 @@ import pytest
 
 from relay_trl.reproduction.expand import expand
 from relay_trl.reproduction.pair import load_pair
+from relay_trl.training.metrics import METRICS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -91,6 +92,7 @@ def test_the_prepared_model_ends_its_turns(smollm2):
 def test_two_steps_of_grpo_with_a_served_teacher(history):
     assert len(history) == 2
     for row in history:
+        assert {f"relay/{name}" for name in METRICS} <= set(row)
         assert row["relay/teacher_failures"] == 0
         assert row["sampling/sampling_logp_difference/max"] < 1e-2
     assert sum(row["relay/calls"] for row in history) > 0

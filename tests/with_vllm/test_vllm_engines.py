@@ -5,6 +5,7 @@ import math
 import os
 
 import pytest
+from helpers.calling import Calling
 
 from relay_trl.call_syntax import CallSyntax
 from relay_trl.engines.base import EngineError, FinishReason, Sampling
@@ -310,23 +311,6 @@ def test_a_server_names_what_it_serves(vllm_server):
 def test_a_context_that_is_too_long_for_a_server_says_so(teacher, prompt_ids):
     with pytest.raises(EngineError, match="status 400 .*512"):
         sample(teacher, prompt_ids * 100, [0])
-
-
-class Calling:
-    """A student that writes what its engine writes, with a well-formed command after its first tokens each time."""
-
-    def __init__(self, engine, syntax):
-        self.engine, self.syntax = engine, syntax
-        self.name, self.vocabulary, self.max_context = engine.name, engine.vocabulary, engine.max_context
-
-    async def generate(self, context, max_tokens, stop=(), sampling=Sampling()):
-        written = await self.engine.generate(context, min(max_tokens, 6), stop, sampling)
-        if stop and written.finish is FinishReason.LENGTH and len(written.ids) == 6 < max_tokens:
-            ids = self.vocabulary.encode(self.syntax.render(9))
-            written.ids += ids
-            written.logprobs += [0.0] * len(ids)
-            written.finish = FinishReason.STOP
-        return written
 
 
 def test_a_relay_is_the_same_with_a_teacher_here_or_behind_http(vllm_engine, teacher, prompt_ids):

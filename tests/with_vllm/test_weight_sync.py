@@ -1,5 +1,7 @@
 """After large updates, the colocated engine's logprobs equal the trainer's: tied and untied heads, with and without LoRA."""
 
+from functools import partial
+
 import pytest
 import torch
 from datasets import Dataset
@@ -101,3 +103,18 @@ def test_a_sync_leaves_the_trainers_weights_alone(lora_trainer):
     after = dict(lora_trainer.model.named_parameters())
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert not any(getattr(module, "merged", False) for module in lora_trainer.model.modules())
+
+
+def test_many_syncs_of_half_precision_do_not_move_the_weights_under_an_adapter(lora_trainer):
+    """Last, as it changes the precision. Merging and subtracting alone does move them."""
+    generation, model = lora_trainer.vllm_generation, lora_trainer.model.to(torch.bfloat16)
+
+    def moved(named_weights):
+        before = {name: w.detach().clone() for name, w in model.named_parameters() if ".base_layer." in name}
+        for _ in range(20):
+            for _ in named_weights():
+                pass
+        return sum((model.get_parameter(name) - w).abs().sum().item() for name, w in before.items())
+
+    assert moved(generation._iter_named_params) == 0
+    assert moved(partial(type(generation)._iter_named_params, generation)) > 0
