@@ -79,6 +79,7 @@ def train(arguments: list[str]):
     args = parse_arguments(arguments)
     check_file(args.pair, "PAIR")
 
+    from ..training.trackers import PAIR_FILE
     from .check import check_hardware, refuse
     from .dry_run import print_plan
     from .expand import server_words
@@ -88,6 +89,7 @@ def train(arguments: list[str]):
     from .runs import Runs
     from .teacher_server import TeacherServer
 
+    os.environ[PAIR_FILE] = os.path.abspath(args.pair)
     pair = load_pair(args.pair, args.hardware, args.changes, args.student, args.teacher)
     runs = Runs(pair, args.seeds, args.runs, args.stages)
     print(f"{runs.about()}\n")

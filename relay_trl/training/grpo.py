@@ -39,6 +39,7 @@ from .rollouts import TRACE_COLUMN, EpochSampler, Rollouts, rollout_seed, to_trl
 from .saving import RelaySavingMixin
 from .student_engine import check_student_server, engine_options, student_engine
 from .student_server import check_same_server, sync_through_server
+from .trackers import TrackerTables
 from .vllm_weights import sync_weights_on_cpu, vllm_names
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         self.add_callback(RecordingCallback(self.writer, self.relay_record))
         if (args.steps_per_generation or 1) > 1 and (local := why_not_sorted(self)):
             logger.warning(f"{local} is a mean over each micro-batch, so rows of like length are not put together.")
+        self.add_callback(TrackerTables(lambda: self.callback_handler.callbacks, lambda: self._draw, args.syntax))
         self.guard = Guard(args)
         self.add_callback(self.guard)
         if args.profile_steps:

@@ -12,6 +12,7 @@ from .callbacks import LimitedWaiting, ProgressLines
 from .config import RelaySFTConfig
 from .lora import check_model_options, check_sharding, give_bias
 from .saving import RelaySavingMixin
+from .trackers import TrackerTables
 
 
 class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
@@ -66,6 +67,7 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
         give_bias(self.model)
         self.add_callback(LimitedWaiting)
         self.add_callback(ProgressLines)
+        self.add_callback(TrackerTables(lambda: self.callback_handler.callbacks))
 
     def _checked(self, rows: Any, args: RelaySFTConfig) -> Any:
         """Rows of `build_warmup.py`, or a `dict` of such, as TRL takes them."""

@@ -40,8 +40,17 @@ def test_the_launcher_knows_every_option(path):
 
     known = {action.dest for action in launch_command_parser()._actions}
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for part in ("deepspeed_config", "fsdp_config"):
+    for part in ("deepspeed_config", "fsdp_config", "mpirun_config"):
         assert given.get(part, {}).keys() <= known  # a key that it does not know is passed over without a word
+
+
+@pytest.mark.parametrize("name", ["cpu", "single_gpu"])
+def test_an_error_of_one_process_is_the_recipes_sentence_alone(name):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    words = ["--config_file", str(ROOT / f"accelerate_configs/{name}.yaml"), "recipes/grpo_relay.py"]
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert args.quiet is True  # or accelerate raises, and prints where
 
 
 def test_the_zero_stages_are_what_their_names_say():
