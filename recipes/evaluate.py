@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from relay_trl.citer.engine import with_router
 from relay_trl.cli import RecipeParser
 from relay_trl.costs import load_costs
 from relay_trl.data.sources import drop_ungradable
@@ -71,6 +70,8 @@ def answer_all(parts: list[EvaluationConfig], rows: dict[str, list[dict]], metho
         teacher = load_engine(first.teacher, **first.teacher_options()) if has_teacher else None
         student = load_engine(first.student, **first.student_options())
         if first.citer_router is not None:
+            from relay_trl.citer.engine import with_router  # imports torch
+
             student = with_router(student, first.citer_router)
         for part, answers in zip(parts, files, strict=True):
             with part.load_grader() as grader:

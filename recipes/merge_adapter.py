@@ -3,14 +3,12 @@
 python recipes/merge_adapter.py --adapter runs/lora --output_dir runs/merged
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from relay_trl.cli import RecipeParser
 from relay_trl.endings import run
 from relay_trl.hub.model_card import load_record, save_record
-from relay_trl.training.checkpoints import check_output
-from relay_trl.training.lora import save_merged
 
 
 @dataclass
@@ -26,9 +24,9 @@ class MergeConfig:
         ValueError: the dtype is another one.
     """
 
-    adapter: str = field(metadata={"help": "Folder of the adapter."})
-    output_dir: str = field(metadata={"help": "Where the whole model goes."})
-    dtype: str = field(default="bfloat16", metadata={"help": "Of the merged weights."})
+    adapter: str
+    output_dir: str
+    dtype: str = "bfloat16"
 
     def __post_init__(self):
         if self.dtype not in ("bfloat16", "float16", "float32"):
@@ -37,6 +35,9 @@ class MergeConfig:
 
 def main():
     (config,) = RecipeParser(MergeConfig).parse()
+    from relay_trl.training.checkpoints import check_output  # these import torch
+    from relay_trl.training.lora import save_merged
+
     check_output(config.output_dir)
     if any(Path(config.output_dir).iterdir()):
         raise ValueError(f"output_dir: {config.output_dir} is not empty; give a new folder, or empty this one first.")

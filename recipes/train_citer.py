@@ -6,9 +6,6 @@ python recipes/train_citer.py --config recipes/configs/arithmetic/train_citer.ya
 import asyncio
 
 from relay_trl.citer.config import CiterConfig
-from relay_trl.citer.engine import RoutedEngine
-from relay_trl.citer.router import save_router
-from relay_trl.citer.training import find_references, train_citer
 from relay_trl.cli import RecipeParser
 from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_overlong, drop_ungradable
@@ -22,6 +19,10 @@ from relay_trl.prompts import PromptBuilder
 
 def main():
     data, config = RecipeParser((DataConfig, CiterConfig)).parse()
+    from relay_trl.citer.engine import RoutedEngine  # these import torch
+    from relay_trl.citer.router import save_router
+    from relay_trl.citer.training import find_references, train_citer
+
     check_model(config.student, "student")
     if "://" not in config.teacher:
         check_model(config.teacher, "teacher")

@@ -4,13 +4,13 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, get_type_hints
 
 import yaml
 from trl import TrlParser
 
-from .help_text import grouped_help
-from .launch import check_launch
+from .help_text import grouped_help, texts_of
 
 # YAML 1.1 reads 1e-6 as a text; 1.2, and whoever writes one, as a number
 yaml.SafeLoader.add_implicit_resolver(
@@ -23,6 +23,13 @@ _SWITCHES = {"scale_rewards"}
 
 class RecipeParser(TrlParser):
     """[`~trl.TrlParser`] that refuses unknown keys and names the most similar known one."""
+
+    def __init__(self, dataclass_types: type | Iterable[type]):
+        super().__init__(dataclass_types)  # type: ignore[arg-type]
+        texts = {name: text for kind in self.dataclass_types for name, text in texts_of(kind).items()}
+        for action in self._actions:
+            if action.help is None and action.dest in texts:
+                action.help = texts[action.dest].replace("%", "%%")
 
     def parse(self, args: list[str] | None = None) -> tuple:
         """The dataclasses, filled from `--config file.yaml` and the command line, which overrides it."""
@@ -42,7 +49,10 @@ class RecipeParser(TrlParser):
             near = {key: difflib.get_close_matches(key, known, 1) for key in unknown}
             hints = "; ".join(f"{k!r}" + (f" (did you mean {n[0]!r}?)" if n else "") for k, n in near.items())
             raise ValueError(f"Unknown option {hints}. Run with --help for all options.")
-        check_launch(filled)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from .launch import check_launch  # imports torch
+
+            check_launch(filled)
         return tuple(filled)
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:

@@ -1,10 +1,12 @@
 """The `--help` of a recipe: this package's options first and in groups, then TRL's, then transformers'.
 
-Owns the groups and their order. The help text of an option stands where the option is defined.
+Owns the groups and their order. The help text of an option is its entry in the docstring of the class that defines it.
 """
 
 import argparse
 import copy
+import inspect
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 
@@ -33,6 +35,22 @@ _GROUPS = {
 
 _REST = "rollouts and the rest"
 _OWNERS = {"trl": "TRL's options", "transformers": "transformers' options"}
+
+
+_ENTRY = re.compile(r"^ {4}(\w+)(?: \([^)]*\))?:\s+(.+(?:\n {8}.+)*)", re.MULTILINE)
+"""An entry under `Args:` in a docstring, without indentation: name, type, text."""
+
+
+def texts_of(kind: type) -> dict[str, str]:
+    """What the docstrings of a dataclass and its parents say about its fields, by name, without their markup."""
+    found = {}
+    for parent in reversed(kind.__mro__):
+        own = parent.__dict__.get("__annotations__", {})
+        for name, text in _ENTRY.findall(inspect.cleandoc(parent.__doc__ or "")):
+            if name in own:
+                text = re.sub(r"\[`~?(?:[\w.]*\.)?(\w+)`\]", r"\1", " ".join(text.split())).replace("`", "")
+                found[name] = text[:1].upper() + text[1:]
+    return found
 
 
 def owner_of(kind: type, name: str) -> str:

@@ -65,22 +65,23 @@ class PromptFields:
 
     Args:
         prompt_template (`str`, defaults to `"{problem}"`): the user's turn.
-        system_prompt (`str`, *optional*).
+        system_prompt (`str`, *optional*): a system turn.
         is_chat (`bool`, *optional*): use the chat template; `None` uses it where there is one.
         max_prompt_length (`int`, defaults to `4096`): most tokens of a prompt; longer ones stop the run before it begins.
         skip_long_prompts (`bool`, defaults to `False`): leave rows with longer prompts out instead.
         answer_marker (`str`, *optional*): the final answer is what follows the last of these; `None`: the last `\\boxed{}`.
-        open_tag, close_tag (`str`): the command is `open_tag`, a number, `close_tag`.
+        open_tag (`str`): begins a command.
+        close_tag (`str`): ends a command; the command is `open_tag`, a number, `close_tag`.
     """
 
-    prompt_template: str = field(default="{problem}", metadata={"help": "The user's turn; {problem} is filled in."})
-    system_prompt: str | None = field(default=None, metadata={"help": "A system turn."})
-    is_chat: bool | None = field(default=None, metadata={"help": "Use the chat template (default: if there is one)."})
-    max_prompt_length: int = field(default=4096, metadata={"help": "Most tokens of a prompt; longer ones are refused."})
-    skip_long_prompts: bool = field(default=False, metadata={"help": "Leave out rows with longer prompts."})
-    answer_marker: str | None = field(default=None, metadata={"help": "What precedes the answer (default: \\boxed{})."})
-    open_tag: str = field(default="<call>", metadata={"help": "Begins a command."})
-    close_tag: str = field(default="</call>", metadata={"help": "Ends a command."})
+    prompt_template: str = "{problem}"
+    system_prompt: str | None = None
+    is_chat: bool | None = None
+    max_prompt_length: int = 4096
+    skip_long_prompts: bool = False
+    answer_marker: str | None = None
+    open_tag: str = "<call>"
+    close_tag: str = "</call>"
 
     @property
     def syntax(self) -> CallSyntax:
@@ -130,23 +131,17 @@ class TeacherFields:
         teacher_concurrency (`int`, defaults to `64`): requests under way at once, per server.
     """
 
-    teacher: str | None = field(
-        default=None, metadata={"help": "Folder, Hub id, URL or several URLs of the teacher.", "nargs": "+"}
-    )
-    teacher_backend: str = field(default="auto", metadata={"help": "auto, transformers, vllm or openai."})
-    teacher_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of a teacher behind a URL."})
-    teacher_model: str | None = field(default=None, metadata={"help": "The teacher's name on its server."})
-    teacher_api: str = field(default="completions", metadata={"help": "completions, chat or instruct."})
-    teacher_extra_body: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON, put into every request to the teacher's server."}
-    )
-    teacher_headers: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON, headers of every request to the teacher's server."}
-    )
-    teacher_top_p: float = field(default=1.0, metadata={"help": "Nucleus of the teacher."})
-    teacher_timeout_s: float = field(default=120.0, metadata={"help": "Seconds for one answer of a teacher's server."})
-    teacher_retries: int = field(default=4, metadata={"help": "Retries of a failed request."})
-    teacher_concurrency: int = field(default=64, metadata={"help": "Requests to a server under way at once."})
+    teacher: str | None = field(default=None, metadata={"nargs": "+"})
+    teacher_backend: str = "auto"
+    teacher_tokenizer: str | None = None
+    teacher_model: str | None = None
+    teacher_api: str = "completions"
+    teacher_extra_body: dict[str, Any] | str | None = None
+    teacher_headers: dict[str, Any] | str | None = None
+    teacher_top_p: float = 1.0
+    teacher_timeout_s: float = 120.0
+    teacher_retries: int = 4
+    teacher_concurrency: int = 64
 
     def check_teacher(self):
         """Refuses an unknown backend or API, and joins a list of servers into one text."""

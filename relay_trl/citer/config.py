@@ -3,7 +3,7 @@
 Owns names, limits and defaults of options. Defaults are those of CITER's authors if they name them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..options import PromptFields, TeacherFields
 
@@ -23,8 +23,11 @@ class CiterConfig(PromptFields, TeacherFields):
         max_completion_length (`int`, defaults to `1000`): most tokens of an answer that the student finishes alone.
         rollout_length (`int`, defaults to `300`): most tokens of a roll-out from round 2 on.
         temperature (`float`, defaults to `0.0`): of both.
-        learning_rate (`float`, defaults to `1e-3`), batch_size (`int`, defaults to `512`), max_epochs (`int`, defaults to
-            `100`), patience (`int`, defaults to `5`), held_out_share (`float`, defaults to `0.2`): of the router's training.
+        learning_rate (`float`, defaults to `1e-3`): Adam's, for the router.
+        batch_size (`int`, defaults to `512`): positions a step.
+        max_epochs (`int`, defaults to `100`): most epochs of a round.
+        patience (`int`, defaults to `5`): epochs without a better held-out loss.
+        held_out_share (`float`, defaults to `0.2`): share of the questions to validate the router on.
         max_in_flight (`int`, defaults to `256`): requests at a time.
         dtype (`str`, *optional*): of models run in this process; `None`: the checkpoints'.
         seed (`int`, defaults to `42`): of the router's weights, split and batches.
@@ -33,24 +36,22 @@ class CiterConfig(PromptFields, TeacherFields):
         ValueError: a field is out of its range.
     """
 
-    student: str = field(default="", metadata={"help": "Folder or Hub id of the student."})
-    output_dir: str = field(default="", metadata={"help": "Folder for the router."})
-    solution_column: str | None = field(
-        default="solution", metadata={"help": "Column of a right solution; empty takes the teacher's right answers."}
-    )
-    rounds: int = field(default=2, metadata={"help": "Rounds of labelling and training."})
-    threshold: float = field(default=0.95, metadata={"help": "Below it a token is the teacher's."})
-    max_completion_length: int = field(default=1000, metadata={"help": "Most tokens that the student finishes alone."})
-    rollout_length: int = field(default=300, metadata={"help": "Most tokens of a roll-out from round 2 on."})
-    temperature: float = field(default=0.0, metadata={"help": "Of both; 0 is greedy."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Adam's, for the router."})
-    batch_size: int = field(default=512, metadata={"help": "Positions a step."})
-    max_epochs: int = field(default=100, metadata={"help": "Most epochs of a round."})
-    patience: int = field(default=5, metadata={"help": "Epochs without a better held-out loss."})
-    held_out_share: float = field(default=0.2, metadata={"help": "Share of the questions to validate the router on."})
-    max_in_flight: int = field(default=256, metadata={"help": "Requests at a time."})
-    dtype: str | None = field(default=None, metadata={"help": "Of models run here (default: the checkpoints')."})
-    seed: int = field(default=42, metadata={"help": "Of the router's weights, split and batches."})
+    student: str = ""
+    output_dir: str = ""
+    solution_column: str | None = "solution"
+    rounds: int = 2
+    threshold: float = 0.95
+    max_completion_length: int = 1000
+    rollout_length: int = 300
+    temperature: float = 0.0
+    learning_rate: float = 1e-3
+    batch_size: int = 512
+    max_epochs: int = 100
+    patience: int = 5
+    held_out_share: float = 0.2
+    max_in_flight: int = 256
+    dtype: str | None = None
+    seed: int = 42
 
     def __post_init__(self):
         self.check_prompts()

@@ -28,8 +28,9 @@ class DataConfig:
         data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
         dataset_split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
         dataset_size (`int`, *optional*): number of rows to use, chosen by `dataset_seed`; `None` uses all.
-        dataset_seed (`int`, defaults to `0`).
-        problem_column, answer_column (`str`): of a file or Hub dataset.
+        dataset_seed (`int`, defaults to `0`): chooses the rows of dataset_size and validation_size.
+        problem_column (`str`): column of the problem in a file or Hub dataset.
+        answer_column (`str`): column of the gold answer.
         decontaminate (`bool`, defaults to `False`): leave out rows that share a problem with one of the paper's six
             benchmarks (see `data/decontamination.py`). The benchmarks come from `data_dir` or the Hub.
         validation (`str`, *optional*): the set to validate on; `None` splits `validation_size` rows off the training set.
@@ -37,31 +38,20 @@ class DataConfig:
         validation_size (`int`, defaults to `256`): number of validation rows.
     """
 
-    dataset: str = field(
-        metadata={
-            "help": "Registered set, 'arithmetic', a .jsonl/.csv/.parquet file or a Hub dataset; or several of them.",
-            "nargs": "+",
-        }
-    )
-    dataset_weights: list[float] | None = field(
-        default=None, metadata={"help": "Share of the rows from each of several sets (default: all of each)."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Config of a Hub dataset that has several."})
-    dataset_streaming: bool = field(
-        default=False, metadata={"help": "Take the first dataset_size rows of a set and read no further."}
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder with local copies of registered sets."})
-    dataset_split: str | None = field(default=None, metadata={"help": "Split of a Hub dataset or of 'arithmetic'."})
-    dataset_size: int | None = field(default=None, metadata={"help": "Rows to use; all if unset."})
-    dataset_seed: int = field(default=0, metadata={"help": "Chooses the rows of dataset_size and validation_size."})
-    problem_column: str = field(default="problem", metadata={"help": "Column of the problem in a file or Hub dataset."})
-    answer_column: str = field(default="answer", metadata={"help": "Column of the gold answer."})
-    decontaminate: bool = field(default=False, metadata={"help": "Leave out rows that a reported benchmark has too."})
-    validation: str | None = field(
-        default=None, metadata={"help": "Set to validate on; unset splits off the training set."}
-    )
-    validation_split: str | None = field(default=None, metadata={"help": "Split of the validation set."})
-    validation_size: int = field(default=256, metadata={"help": "Rows to validate on."})
+    dataset: str = field(metadata={"nargs": "+"})
+    dataset_weights: list[float] | None = None
+    dataset_config: str | None = None
+    dataset_streaming: bool = False
+    data_dir: str | None = None
+    dataset_split: str | None = None
+    dataset_size: int | None = None
+    dataset_seed: int = 0
+    problem_column: str = "problem"
+    answer_column: str = "answer"
+    decontaminate: bool = False
+    validation: str | None = None
+    validation_split: str | None = None
+    validation_size: int = 256
 
     def __post_init__(self):
         if isinstance(self.dataset, list):

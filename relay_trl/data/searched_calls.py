@@ -51,17 +51,17 @@ class SearchFields(TeacherFields):
         grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
     """
 
-    teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
-    tries: int = field(default=8, metadata={"help": "Relays and fresh answers per problem."})
-    max_calls: int = field(default=3, metadata={"help": "Most calls in one answer."})
-    max_call_tokens: int | None = field(default=None, metadata={"help": "Largest n."})
-    disagreement: float = field(default=0.1, metadata={"help": "A token that the teacher gives less needs help."})
-    doubt: float = field(default=0.8, metadata={"help": "So does one that the student gives less, the teacher more."})
-    gap: int = field(default=3, metadata={"help": "Most tokens between two needs that one call covers."})
-    keep_lucky: bool = field(default=True, metadata={"help": "Keep right answers with tokens that need help."})
-    step_end: str | None = field(default=None, metadata={"help": "Regular expression of what ends a step."})
-    max_teacher_failures: int = field(default=16, metadata={"help": "Lost problems in a row that stop the run."})
-    grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
+    teacher_temperature: float = 0.7
+    tries: int = 8
+    max_calls: int = 3
+    max_call_tokens: int | None = None
+    disagreement: float = 0.1
+    doubt: float = 0.8
+    gap: int = 3
+    keep_lucky: bool = True
+    step_end: str | None = None
+    max_teacher_failures: int = 16
+    grading_time_limit_s: float = 5.0
 
     def check_search(self):
         """Refuses options with which no search is possible.

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Container
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..engines.base import Context, Engine, FinishReason, Sampling
@@ -28,42 +28,45 @@ class FilterConfig(PromptFields, TeacherFields):
     Args:
         output_dir (`str`): gets `rates-*.jsonl`, one a shard, and the dataset, `train.jsonl`.
         samples (`int`, defaults to `16`): answers of the teacher per problem.
-        teacher_temperature (`float`, defaults to `0.7`), teacher_top_p (`float`, defaults to `0.95`): of its sampling.
+        teacher_temperature (`float`, defaults to `0.7`): sampling temperature of the teacher.
+        teacher_top_p (`float`, defaults to `0.95`): nucleus of the teacher.
         max_completion_length (`int`, defaults to `8192`): most tokens of an answer; one that is cut is wrong.
         min_pass_rate (`float`, *optional*): rows below it are dropped; `None`, as in the released script, drops those never
             solved.
         max_pass_rate (`float`, defaults to `1.0`): rows above it are dropped.
-        shard (`int`, defaults to `0`), num_shards (`int`, defaults to `1`): this process asks every `num_shards`-th problem,
-            the `shard`-th first; whichever process ends last writes the dataset.
+        shard (`int`, defaults to `0`): which share of the problems this process asks.
+        num_shards (`int`, defaults to `1`): how many processes share the problems; this process asks every
+            `num_shards`-th problem, the `shard`-th first; whichever process ends last writes the dataset.
         max_in_flight (`int`, defaults to `32`): problems at a time, each with all its samples.
         max_teacher_failures (`int`, defaults to `16`): problems in a row lost to a failing teacher at which the run stops.
         push_to (`str`, *optional*): dataset on the Hub to push to; is_private (`bool`, defaults to `True`): when it is made.
         dtype (`str`, *optional*): of a teacher in this process.
         grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
         chat_template_kwargs (`dict`, *optional*): passed to the chat template.
-        seed (`int`, defaults to `42`).
+        seed (`int`, defaults to `42`): fixes the teacher's samples.
+        is_private: whether a dataset made on the Hub is private.
 
     Raises:
         ValueError: a field is out of its range.
     """
 
-    output_dir: str = field(default="", metadata={"help": "Folder for the rates and the dataset."})
-    samples: int = field(default=16, metadata={"help": "Answers of the teacher per problem."})
-    teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
-    teacher_top_p: float = field(default=0.95, metadata={"help": "Nucleus of the teacher."})
-    max_completion_length: int = field(default=8192, metadata={"help": "Most tokens of an answer."})
-    min_pass_rate: float | None = field(default=None, metadata={"help": "Lowest rate to keep (default: above 0)."})
-    max_pass_rate: float = field(default=1.0, metadata={"help": "Highest rate to keep."})
-    shard: int = field(default=0, metadata={"help": "Which share of the problems this process asks."})
-    num_shards: int = field(default=1, metadata={"help": "How many processes share the problems."})
-    max_in_flight: int = field(default=32, metadata={"help": "Problems at a time."})
-    max_teacher_failures: int = field(default=16, metadata={"help": "Lost problems in a row that stop the run."})
-    push_to: str | None = field(default=None, metadata={"help": "Dataset on the Hub to push to."})
-    is_private: bool = field(default=True, metadata={"help": "Whether a dataset made on the Hub is private."})
-    dtype: str | None = field(default=None, metadata={"help": "Of a teacher in this process."})
-    grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
-    chat_template_kwargs: dict | None = field(default=None, metadata={"help": "Passed to the chat template."})
-    seed: int = field(default=42, metadata={"help": "Fixes the teacher's samples."})
+    output_dir: str = ""
+    samples: int = 16
+    teacher_temperature: float = 0.7
+    teacher_top_p: float = 0.95
+    max_completion_length: int = 8192
+    min_pass_rate: float | None = None
+    max_pass_rate: float = 1.0
+    shard: int = 0
+    num_shards: int = 1
+    max_in_flight: int = 32
+    max_teacher_failures: int = 16
+    push_to: str | None = None
+    is_private: bool = True
+    dtype: str | None = None
+    grading_time_limit_s: float = 5.0
+    chat_template_kwargs: dict | None = None
+    seed: int = 42
 
     def __post_init__(self):
         self.check_prompts()

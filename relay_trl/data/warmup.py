@@ -41,11 +41,13 @@ class WarmupConfig(PromptFields, SearchFields):
         output (`str`): the `.jsonl` file to write.
         calls (`str`, defaults to `"random"`): where calls stand: `random`, the paper's, or `searched`, which asks `teacher`.
         student_backend (`str`, defaults to `"auto"`): `auto`, `transformers`, `vllm` or `openai`.
-        student_tokenizer, student_model (`str`, *optional*): of a student behind a URL, see
+        student_tokenizer (`str`, *optional*): tokenizer of a student behind a URL.
+        student_model (`str`, *optional*): the student's name on its server; of a student behind a URL, see
             [`~relay_trl.engines.loading.load_engine`].
         max_in_flight (`int`, defaults to `512`): answers at a time.
         samples (`int`, defaults to `1`): answers per problem.
-        temperature (`float`, defaults to `1.0`), top_p (`float`, defaults to `1.0`): of the student.
+        temperature (`float`, defaults to `1.0`): of the student.
+        top_p (`float`, defaults to `1.0`): of the student.
         max_completion_length (`int`, defaults to `1024`): most tokens of an answer; answers that do not end are left out.
         call_weights (`list[float]`): relative frequency of answers with 0, 1, 2, ... calls; the paper has 0 to 3.
         num_orders (`int`, defaults to `4`): n is a digit 1 to 9 times 10^0 .. 10^(num_orders - 1).
@@ -55,35 +57,35 @@ class WarmupConfig(PromptFields, SearchFields):
             the paper's, may stand at any token.
         called_share (`float`, *optional*): share of rows with calls; other rows are left out at random to reach it. `None`
             keeps all rows.
-        shard (`int`, defaults to `0`), num_shards (`int`, defaults to `1`): this process makes every `num_shards`-th answer,
-            beginning with number `shard`; the process that ends last writes the rows.
+        shard (`int`, defaults to `0`): which share of the answers this process makes.
+        num_shards (`int`, defaults to `1`): how many processes share the answers; this process makes every
+            `num_shards`-th answer, beginning with number `shard`; the process that ends last writes the rows.
         add_call_tokens (`bool`, defaults to `False`): write the tags as added special tokens.
-        seed (`int`, defaults to `42`).
+        seed (`int`, defaults to `42`): fixes answers and calls.
+        chat_template_kwargs: passed to the chat template.
     """
 
-    student: str = field(default="", metadata={"help": "Folder or Hub id of the student."})
-    output: str = field(default="", metadata={"help": "The .jsonl file to write."})
-    calls: str = field(default="random", metadata={"help": "random (the paper's) or searched."})
-    student_backend: str = field(default="auto", metadata={"help": "auto, transformers, vllm or openai."})
-    student_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of a student behind a URL."})
-    student_model: str | None = field(default=None, metadata={"help": "The student's name on its server."})
-    max_in_flight: int = field(default=512, metadata={"help": "Answers at a time."})
-    samples: int = field(default=1, metadata={"help": "Answers per problem."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the student."})
-    top_p: float = field(default=1.0, metadata={"help": "Of the student."})
-    max_completion_length: int = field(default=1024, metadata={"help": "Most tokens of an answer."})
-    call_weights: list[float] = field(
-        default_factory=lambda: [1.0, 1.0, 1.0, 1.0], metadata={"help": "Frequency of 0, 1, 2, ... calls."}
-    )
-    num_orders: int = field(default=4, metadata={"help": "n is a digit times 10^0 .. 10^(num_orders - 1)."})
-    step_share: float = field(default=0.0, metadata={"help": "Share of calls that reach to the end of their step."})
-    step_start_share: float = field(default=0.0, metadata={"help": "Share of calls that stand where a step begins."})
-    called_share: float | None = field(default=None, metadata={"help": "Share of rows with calls (default: as found)."})
-    shard: int = field(default=0, metadata={"help": "Which share of the answers this process makes."})
-    num_shards: int = field(default=1, metadata={"help": "How many processes share the answers."})
-    add_call_tokens: bool = field(default=False, metadata={"help": "Write the tags as added special tokens."})
-    chat_template_kwargs: dict | None = field(default=None, metadata={"help": "Passed to the chat template."})
-    seed: int = field(default=42, metadata={"help": "Fixes answers and calls."})
+    student: str = ""
+    output: str = ""
+    calls: str = "random"
+    student_backend: str = "auto"
+    student_tokenizer: str | None = None
+    student_model: str | None = None
+    max_in_flight: int = 512
+    samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_completion_length: int = 1024
+    call_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0, 1.0])
+    num_orders: int = 4
+    step_share: float = 0.0
+    step_start_share: float = 0.0
+    called_share: float | None = None
+    shard: int = 0
+    num_shards: int = 1
+    add_call_tokens: bool = False
+    chat_template_kwargs: dict | None = None
+    seed: int = 42
 
     def __post_init__(self):
         self.check_prompts()

@@ -69,19 +69,27 @@ class EvaluationConfig(JudgeFields, TeacherFields):
         data_dir (`str`, *optional*): folder with local copies of registered sets; `None` loads them from the Hub.
         split (`str`, *optional*): of a Hub dataset or of the arithmetic task.
         limit (`int`, *optional*): problems to ask of each benchmark, chosen by `seed`; `None` asks all.
-        problem_column, answer_column (`str`): of a file or Hub dataset.
+        problem_column (`str`): column of the problem.
+        answer_column (`str`): column of the gold answer.
         seed (`int`, defaults to `0`): of the choice of problems and of every rollout.
         samples (`int`, *optional*): answers per problem and method; the accuracy is their mean. `None`: as many as the
             benchmark asks for, 32 for AIME and else 1.
-        temperature (`float`, defaults to `0.7`), top_p (`float`, defaults to `1.0`): of the student.
-        teacher_temperature (`float`, defaults to `0.7`, from the student).
+        temperature (`float`, defaults to `0.7`): sampling temperature of the student; 0 is greedy.
+        top_p (`float`, defaults to `1.0`): nucleus of the student.
+        teacher_temperature (`float`, defaults to `0.7`, from the student): sampling temperature of the teacher.
         max_completion_length (`int`, defaults to `1024`, from the student): tokens of a completion, all included.
         max_prompt_length (`int`, *optional*): most tokens of a prompt; `None`: what the models' contexts leave.
         skip_long_prompts (`bool`, defaults to `False`): leave rows with longer prompts out instead of stopping.
-        max_calls (`int`, defaults to `5`, from the student), max_call_tokens (`int`, *optional*, from the student).
+        max_calls (`int`, defaults to `5`, from the student): answered calls per rollout.
+        max_call_tokens (`int`, *optional*, from the student): most tokens of one answer of the teacher.
         is_ended_by_teacher (`bool`, defaults to `True`, from the student): a teacher's end is the answer's end.
-        prompt_template (`str`), system_prompt (`str`), is_chat (`bool`), chat_template_kwargs (`dict`),
-            answer_marker (`str`), open_tag (`str`), close_tag (`str`): from the student; see [`RelayRecord`].
+        prompt_template (`str`, from the student): the user's turn; {problem} is filled in.
+        system_prompt (`str`, from the student): a system turn.
+        is_chat (`bool`, from the student): use the chat template.
+        chat_template_kwargs (`dict`, from the student): JSON, for the template.
+        answer_marker (`str`, from the student): what precedes the answer (default: \\boxed{}).
+        open_tag (`str`, from the student): begins a command.
+        close_tag (`str`, from the student): ends a command.
         student_backend (`str`, defaults to `"auto"`): `auto`, `transformers` or `vllm`.
         student_engine (`dict`, *optional*): of its engine, such as `{"gpu_memory_utilization": 0.5}` for vLLM.
         citer_router (`str`, *optional*): folder that `recipes/train_citer.py` wrote, for the methods `citer` and `citer_t`.
@@ -102,51 +110,47 @@ class EvaluationConfig(JudgeFields, TeacherFields):
         ValueError: a field is out of its range, or a method is unknown.
     """
 
-    student: str = field(metadata={"help": "Folder or Hub id of the student."})
-    benchmarks: list[str] = field(
-        metadata={"help": "Registered sets, 'arithmetic', .jsonl/.csv/.parquet files, Hub datasets."}
-    )
+    student: str
+    benchmarks: list[str]
     methods: list[str] = field(
         default_factory=lambda: ["student", "relay", "teacher"],
         metadata={"help": f"Of {known_methods()}."},
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder with local copies of registered sets."})
-    split: str | None = field(default=None, metadata={"help": "Split of a Hub dataset or of 'arithmetic'."})
-    limit: int | None = field(default=None, metadata={"help": "Problems to ask of each benchmark (default: all)."})
-    problem_column: str = field(default="problem", metadata={"help": "Column of the problem."})
-    answer_column: str = field(default="answer", metadata={"help": "Column of the gold answer."})
-    seed: int = field(default=0, metadata={"help": "Of the choice of problems and of every rollout."})
-    samples: int | None = field(default=None, metadata={"help": "Answers per problem and method."})
-    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the student; 0 is greedy."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the student."})
-    teacher_temperature: float | None = field(default=None, metadata={"help": "Sampling temperature of the teacher."})
-    max_completion_length: int | None = field(default=None, metadata={"help": "Tokens of a completion."})
-    max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of a prompt."})
-    skip_long_prompts: bool = field(default=False, metadata={"help": "Leave out rows with longer prompts."})
-    max_calls: int | None = field(default=None, metadata={"help": "Answered calls per rollout."})
-    max_call_tokens: int | None = field(default=None, metadata={"help": "Most tokens of one answer of the teacher."})
-    is_ended_by_teacher: bool | None = field(default=None, metadata={"help": "A teacher's end ends the rollout."})
-    prompt_template: str | None = field(default=None, metadata={"help": "The user's turn; {problem} is filled in."})
-    system_prompt: str | None = field(default=None, metadata={"help": "A system turn."})
-    is_chat: bool | None = field(default=None, metadata={"help": "Use the chat template."})
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON, for the template."}
-    )
-    answer_marker: str | None = field(default=None, metadata={"help": "What precedes the answer (default: \\boxed{})."})
-    open_tag: str | None = field(default=None, metadata={"help": "Begins a command."})
-    close_tag: str | None = field(default=None, metadata={"help": "Ends a command."})
-    student_backend: str = field(default="auto", metadata={"help": "auto, transformers or vllm."})
-    student_engine: dict[str, Any] | str | None = field(default=None, metadata={"help": "JSON, for its engine."})
-    citer_router: str | None = field(default=None, metadata={"help": "Folder of CITER's router."})
-    dtype: str | None = field(default=None, metadata={"help": "Of both models (default: the checkpoints')."})
-    max_in_flight: int = field(default=256, metadata={"help": "Rollouts at a time."})
-    grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
-    training_logs: list[str] | None = field(default=None, metadata={"help": "Trainers' output folders, to be plotted."})
-    pages_answers: int = field(default=1500, metadata={"help": "Most answers on the page of rollouts."})
-    costs: str | None = field(default=None, metadata={"help": "YAML with parameters and prices of both models."})
-    num_processes: int = field(default=1, metadata={"help": "Processes that share the problems."})
-    shard: str | None = field(default=None, metadata={"help": "One process's part, such as 0/4."})
-    output_dir: str = field(default="runs/evaluation", metadata={"help": "Gets the answers, tables, plots and page."})
+    data_dir: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    problem_column: str = "problem"
+    answer_column: str = "answer"
+    seed: int = 0
+    samples: int | None = None
+    temperature: float = 0.7
+    top_p: float = 1.0
+    teacher_temperature: float | None = None
+    max_completion_length: int | None = None
+    max_prompt_length: int | None = None
+    skip_long_prompts: bool = False
+    max_calls: int | None = None
+    max_call_tokens: int | None = None
+    is_ended_by_teacher: bool | None = None
+    prompt_template: str | None = None
+    system_prompt: str | None = None
+    is_chat: bool | None = None
+    chat_template_kwargs: dict[str, Any] | str | None = None
+    answer_marker: str | None = None
+    open_tag: str | None = None
+    close_tag: str | None = None
+    student_backend: str = "auto"
+    student_engine: dict[str, Any] | str | None = None
+    citer_router: str | None = None
+    dtype: str | None = None
+    max_in_flight: int = 256
+    grading_time_limit_s: float = 5.0
+    training_logs: list[str] | None = None
+    pages_answers: int = 1500
+    costs: str | None = None
+    num_processes: int = 1
+    shard: str | None = None
+    output_dir: str = "runs/evaluation"
 
     def __post_init__(self):
         if isinstance(self.methods, str):

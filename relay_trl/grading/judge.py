@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..engines.base import Engine, EngineError, Sampling
@@ -62,11 +62,9 @@ class JudgeFields:
             re-reads all that they call wrong.
     """
 
-    judge: str | None = field(
-        default=None, metadata={"help": "Folder, Hub id or URL of a model that re-reads answers."}
-    )
-    judge_model: str | None = field(default=None, metadata={"help": "The judge's name on its server."})
-    judge_sample: float = field(default=0.1, metadata={"help": "Share of answers called right that it re-reads too."})
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_sample: float = 0.1
 
     def check_judge(self):
         """Refuses a share that is none, and a judge's options without a judge."""

@@ -6,13 +6,15 @@ Owns its text and its metadata for the Hub. `hub/upload.py` uploads it.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..pages.render import render
 from ..redaction import redact
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -31,7 +33,7 @@ COLUMNS = {
 """Meanings of the columns in files of this package."""
 
 
-def read_rows(path: str | Path) -> Dataset:
+def read_rows(path: str | Path) -> "Dataset":
     """The rows of a file that is pushed as a data set.
 
     Raises:
@@ -43,6 +45,8 @@ def read_rows(path: str | Path) -> Dataset:
         raise FileNotFoundError(f"data: the file {path} does not exist.")
     if path.suffix not in LOADERS:
         raise ValueError(f"data is {str(path)!r}; it must be one of {', '.join(LOADERS)}.")
+    from datasets import load_dataset
+
     try:
         rows = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
     except Exception as error:  # the readers of `datasets` fail in many ways
@@ -55,7 +59,7 @@ def read_rows(path: str | Path) -> Dataset:
 
 def write_dataset_card(
     folder: str | Path,
-    rows: Dataset,
+    rows: "Dataset",
     repo_id: str,
     file_name: str,
     licence: str | None = None,

@@ -7,7 +7,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -61,17 +61,17 @@ class PushConfig:
         card_dir (`str`, *optional*): folder to keep the card and its pictures in.
     """
 
-    repo_id: str = field(default="", metadata={"help": "Where to, user/name."})
-    model: str | None = field(default=None, metadata={"help": "Folder of a trained student or of its adapter."})
-    data: str | None = field(default=None, metadata={"help": "File of warm-up or filtered problems, instead of model."})
-    private: bool = field(default=False, metadata={"help": "Only you can see it."})
-    evaluations: list[str] | None = field(default=None, metadata={"help": "Folders that evaluate.py wrote."})
-    licence: str | None = field(default=None, metadata={"help": "The Hub's identifier, such as apache-2.0."})
-    base_model: str | None = field(default=None, metadata={"help": "Hub id of what an adapter was trained on."})
-    source_dataset: str | None = field(default=None, metadata={"help": "What the problems of data were made from."})
-    message: str | None = field(default=None, metadata={"help": "Message of the commit."})
-    dry_run: bool = field(default=False, metadata={"help": "Write the card and push nothing."})
-    card_dir: str | None = field(default=None, metadata={"help": "Folder to keep the card and its pictures in."})
+    repo_id: str = ""
+    model: str | None = None
+    data: str | None = None
+    private: bool = False
+    evaluations: list[str] | None = None
+    licence: str | None = None
+    base_model: str | None = None
+    source_dataset: str | None = None
+    message: str | None = None
+    dry_run: bool = False
+    card_dir: str | None = None
 
     def __post_init__(self):
         if (self.model is None) == (self.data is None):

@@ -42,15 +42,23 @@ class ServingConfig(TeacherFields):
         student_engine (`dict`, *optional*): of its engine in this process, such as `{"max_model_len": 4096}`.
         teacher (`str`, *optional*, from the student), other `teacher_` fields: see [`~relay_trl.options.TeacherFields`].
         teacher_engine (`dict`, *optional*): likewise.
-        teacher_timeout_s (`float`, defaults to `30`), teacher_retries (`int`, defaults to `1`): people wait.
+        teacher_timeout_s (`float`, defaults to `30`): seconds for one answer of a teacher's server.
+        teacher_retries (`int`, defaults to `1`): retries of a failed request.
         teacher_pause_s (`float`, defaults to `5`): seconds in which a teacher that failed is not asked again.
-        teacher_temperature (`float`, from the student).
-        temperature (`float`, defaults to `0.7`), top_p (`float`, defaults to `1.0`): of the student, where a request does
-            not say.
+        teacher_temperature (`float`, from the student): sampling temperature of the teacher.
+        temperature (`float`, defaults to `0.7`): of the student, where a request does not say.
+        top_p (`float`, defaults to `1.0`): of the student, where a request does not say.
         max_completion_length (`int`, from the student): most tokens of an answer.
-        max_calls (`int`, from the student), max_call_tokens (`int`, from the student): a request can only lower them.
-        is_ended_by_teacher (`bool`, from the student).
-        prompt_template, system_prompt, is_chat, chat_template_kwargs, open_tag, close_tag: from the student.
+        max_calls (`int`, from the student): answered calls per answer; a request can only lower it.
+        max_call_tokens (`int`, from the student): most tokens of one answer of the teacher; a request can only lower
+            it.
+        is_ended_by_teacher (`bool`, from the student): a teacher's end ends the answer.
+        prompt_template (from the student): the user's turn; {problem} is filled in.
+        system_prompt (from the student): a system turn.
+        is_chat (from the student): use the chat template.
+        chat_template_kwargs (from the student): JSON, for the template.
+        open_tag (from the student): begins a command.
+        close_tag (from the student): ends a command.
         use_template (`bool`, defaults to `True`): ask each user's turn of a conversation as the student was trained to be
             asked, with its template and system prompt; else conversations go to the models as they are.
         served_model_name (`str`, *optional*): defaults to the last part of the student's path.
@@ -59,50 +67,53 @@ class ServingConfig(TeacherFields):
         port (`int`, defaults to `8080`): 0 takes a free one.
         api_key_file (`str`, *optional*): one key a line. The environment's RELAY_TRL_API_KEYS, separated by commas, counts
             too.
-        max_in_flight, max_queue, max_body_bytes, max_prompt_length, body_timeout_s, client_timeout_s: see [`Limits`].
+        max_in_flight: answers under way at once.
+        max_queue: requests that may wait; more get 429.
+        max_body_bytes: longest body of a request.
+        max_prompt_length: most tokens of a prompt.
+        body_timeout_s: seconds for a body to come in.
+        client_timeout_s: seconds that a client may take nothing.
         shutdown_s (`float`, defaults to `30`): seconds that answers under way have to end after a SIGTERM.
 
     Raises:
         ValueError: a field is out of its range.
     """
 
-    student: str = field(metadata={"help": "Folder, Hub id or URL of the student."})
-    student_backend: str = field(default="auto", metadata={"help": "auto, transformers, vllm or openai."})
-    student_tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer and record of a URL's student."})
-    student_model: str | None = field(default=None, metadata={"help": "The student's name on its own server."})
-    student_engine: dict[str, Any] | str | None = field(default=None, metadata={"help": "JSON, for its engine."})
-    teacher_engine: dict[str, Any] | str | None = field(default=None, metadata={"help": "JSON, for its engine."})
-    teacher_timeout_s: float = field(default=30.0, metadata={"help": "Seconds for one answer of a teacher's server."})
-    teacher_retries: int = field(default=1, metadata={"help": "Retries of a failed request."})
-    teacher_pause_s: float = field(default=5.0, metadata={"help": "Seconds without a request to a failed teacher."})
-    teacher_temperature: float | None = field(default=None, metadata={"help": "Sampling temperature of the teacher."})
-    temperature: float = field(default=0.7, metadata={"help": "Of the student, where a request does not say."})
-    top_p: float = field(default=1.0, metadata={"help": "Of the student, where a request does not say."})
-    max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of an answer."})
-    max_calls: int | None = field(default=None, metadata={"help": "Answered calls per answer."})
-    max_call_tokens: int | None = field(default=None, metadata={"help": "Most tokens of one answer of the teacher."})
-    is_ended_by_teacher: bool | None = field(default=None, metadata={"help": "A teacher's end ends the answer."})
-    prompt_template: str | None = field(default=None, metadata={"help": "The user's turn; {problem} is filled in."})
-    system_prompt: str | None = field(default=None, metadata={"help": "A system turn."})
-    is_chat: bool | None = field(default=None, metadata={"help": "Use the chat template."})
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON, for the template."}
-    )
-    open_tag: str | None = field(default=None, metadata={"help": "Begins a command."})
-    close_tag: str | None = field(default=None, metadata={"help": "Ends a command."})
-    use_template: bool = field(default=True, metadata={"help": "Ask as the student was trained to be asked."})
-    served_model_name: str | None = field(default=None, metadata={"help": "The name that clients ask for."})
-    costs: str | None = field(default=None, metadata={"help": "YAML with prices, for the page at /."})
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen at."})
-    port: int = field(default=8080, metadata={"help": "Port to listen at; 0 takes a free one."})
+    student: str
+    student_backend: str = "auto"
+    student_tokenizer: str | None = None
+    student_model: str | None = None
+    student_engine: dict[str, Any] | str | None = None
+    teacher_engine: dict[str, Any] | str | None = None
+    teacher_timeout_s: float = 30.0
+    teacher_retries: int = 1
+    teacher_pause_s: float = 5.0
+    teacher_temperature: float | None = None
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_completion_length: int | None = None
+    max_calls: int | None = None
+    max_call_tokens: int | None = None
+    is_ended_by_teacher: bool | None = None
+    prompt_template: str | None = None
+    system_prompt: str | None = None
+    is_chat: bool | None = None
+    chat_template_kwargs: dict[str, Any] | str | None = None
+    open_tag: str | None = None
+    close_tag: str | None = None
+    use_template: bool = True
+    served_model_name: str | None = None
+    costs: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
     api_key_file: str | None = field(default=None, metadata={"help": f"One key a line; {KEYS_VARIABLE} counts too."})
-    max_in_flight: int = field(default=256, metadata={"help": "Answers under way at once."})
-    max_queue: int = field(default=256, metadata={"help": "Requests that may wait; more get 429."})
-    max_body_bytes: int = field(default=1 << 20, metadata={"help": "Longest body of a request."})
-    max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens of a prompt."})
-    body_timeout_s: float = field(default=30.0, metadata={"help": "Seconds for a body to come in."})
-    client_timeout_s: float = field(default=60.0, metadata={"help": "Seconds that a client may take nothing."})
-    shutdown_s: float = field(default=30.0, metadata={"help": "Seconds for answers under way after a SIGTERM."})
+    max_in_flight: int = 256
+    max_queue: int = 256
+    max_body_bytes: int = 1 << 20
+    max_prompt_length: int | None = None
+    body_timeout_s: float = 30.0
+    client_timeout_s: float = 60.0
+    shutdown_s: float = 30.0
 
     def __post_init__(self):
         for name in ("student_engine", "teacher_engine", "chat_template_kwargs"):

@@ -1,7 +1,5 @@
 """Adds the call tags as special tokens, to the tokenizer and to the embeddings."""
 
-import torch
-
 from ..call_syntax import CallSyntax
 
 
@@ -30,6 +28,8 @@ def grow_embeddings(model, tokenizer, num_new: int, seed: int = 0):
     old = size - num_new
     if model.get_input_embeddings().weight.shape[0] < size:
         model.resize_token_embeddings(size, mean_resizing=False)
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     tables = {
         id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t is not None

@@ -6,7 +6,7 @@ Owns names, defaults and limits of options. Models and data have no default; eve
 import importlib.util
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trl import GRPOConfig, SFTConfig
@@ -28,7 +28,7 @@ class RelayFields(JudgeFields, TeacherFields, PromptFields):
     """The rules of the relay, beside [`~relay_trl.options.TeacherFields`] and [`~relay_trl.options.PromptFields`].
 
     Args:
-        teacher_temperature (`float`, defaults to `0.7`).
+        teacher_temperature (`float`, defaults to `0.7`): sampling temperature of the teacher.
         max_teacher_failures (`float`, defaults to `0.1`): share of a step's rollouts that may lose their teacher before the
             run stops; an evaluation stops it at once. 1 switches this and each of the next three off.
         max_student_failures (`float`, defaults to `0.1`): likewise for rollouts whose student's engine failed.
@@ -61,33 +61,29 @@ class RelayFields(JudgeFields, TeacherFields, PromptFields):
         profile_steps (`int`, defaults to `0`): time so many steps after the first and print where their time goes.
     """
 
-    teacher_temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the teacher."})
-    max_teacher_failures: float = field(default=0.1, metadata={"help": "Share of failed rollouts that stops the run."})
-    max_student_failures: float = field(default=0.1, metadata={"help": "Likewise of those that lost the student."})
-    max_malformed: float = field(default=0.5, metadata={"help": "Share of rollouts with a malformed call, likewise."})
-    max_truncated: float = field(default=0.95, metadata={"help": "Share of rollouts cut at their budget, likewise."})
-    max_zero_variance: float = field(default=0.99, metadata={"help": "Share of groups of one reward, likewise."})
-    teacher_failure_steps: int = field(default=1, metadata={"help": "Steps in a row past max_teacher_failures."})
-    guard_steps: int = field(default=20, metadata={"help": "Steps in a row past one of the other limits."})
-    max_calls: int = field(default=3, metadata={"help": "Answered calls per rollout."})
-    max_call_tokens: int | None = field(default=None, metadata={"help": "Most tokens of one answer."})
-    fixed_call_tokens: int | None = field(default=None, metadata={"help": "Tokens of every call, whatever it asks."})
-    is_ended_by_teacher: bool = field(
-        default=True, metadata={"help": "A teacher that ends its answer ends the rollout."}
-    )
-    reward: str = field(
-        default="difficulty_aware", metadata={"help": "difficulty_aware, simple, accuracy or module:fn."}
-    )
-    reward_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the reward."})
-    rho_of: str = field(default="answer", metadata={"help": "rho is a share of the answer or of the group's median."})
-    extra_rewards: list[str] | None = field(default=None, metadata={"help": "TRL-style rewards beside it, module:fn."})
-    dynamic_sampling: bool = field(default=False, metadata={"help": "Draw another prompt for a group of one reward."})
-    max_draws: int = field(default=4, metadata={"help": "Groups drawn at most for one place, with dynamic_sampling."})
-    call_entropy_coef: float = field(default=0.0, metadata={"help": "Bonus on the entropy of n's digits."})
-    grading_time_limit_s: float = field(default=5.0, metadata={"help": "Seconds to grade one answer."})
-    judge_reward: bool = field(default=False, metadata={"help": "What the judge calls right is right in training."})
-    rollouts_max_mb: int = field(default=512, metadata={"help": "MiB of rollouts kept on disk by each process."})
-    profile_steps: int = field(default=0, metadata={"help": "Print where the time of so many steps goes."})
+    teacher_temperature: float = 0.7
+    max_teacher_failures: float = 0.1
+    max_student_failures: float = 0.1
+    max_malformed: float = 0.5
+    max_truncated: float = 0.95
+    max_zero_variance: float = 0.99
+    teacher_failure_steps: int = 1
+    guard_steps: int = 20
+    max_calls: int = 3
+    max_call_tokens: int | None = None
+    fixed_call_tokens: int | None = None
+    is_ended_by_teacher: bool = True
+    reward: str = "difficulty_aware"
+    reward_kwargs: dict[str, Any] | str | None = None
+    rho_of: str = "answer"
+    extra_rewards: list[str] | None = None
+    dynamic_sampling: bool = False
+    max_draws: int = 4
+    call_entropy_coef: float = 0.0
+    grading_time_limit_s: float = 5.0
+    judge_reward: bool = False
+    rollouts_max_mb: int = 512
+    profile_steps: int = 0
 
     def check_relay(self):
         """Refuses limits, rewards and teachers that cannot work.
@@ -150,7 +146,7 @@ class FinishFields:
             `output_dir` instead of the adapter; checkpoints keep adapters.
     """
 
-    merge_adapter: bool = field(default=False, metadata={"help": "Write the merged student, not the adapter."})
+    merge_adapter: bool = False
 
 
 @dataclass(repr=False)  # a generated repr would show what RedactedArguments hides
@@ -164,28 +160,25 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             the engine is eager and computes in the precision of the trainer, where vLLM would halve float32.
         vllm_weights_folder (`str`, *optional*): with `vllm_mode: server`, a folder that the server sees too, through which it gets
             its weights; `None` sends them over NCCL, which needs GPUs on both sides.
-        student_timeout_s (`float`, defaults to `120`), student_retries (`int`, defaults to `4`), student_concurrency (`int`,
-            defaults to `64`): of requests to the student's server, as those of the teacher; the last one a process.
+        student_timeout_s (`float`, defaults to `120`): seconds for an answer of the student's server.
+        student_retries (`int`, defaults to `4`): retries of a failed request to it.
+        student_concurrency (`int`, defaults to `64`): requests to it under way at once, per process; of requests to
+            the student's server, as those of the teacher; the last one a process.
         vllm_importance_sampling_mode (`str`, defaults to `"token_truncate"`): TRL's own default, `sequence_mask`, leaves
             little of a draw of thousands of tokens; see docs/training.md.
+        metric_for_best_model: picks the best checkpoint, on the validation rows only.
     """
 
     # A dict that the command line and YAML give as text is parsed by TrainingArguments for the fields named here.
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "reward_kwargs", "vllm_kwargs"]
 
-    vllm_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of the colocated vLLM engine."}
-    )
-    vllm_weights_folder: str | None = field(default=None, metadata={"help": "Hands weights to the student's server."})
-    student_timeout_s: float = field(default=120.0, metadata={"help": "Seconds for an answer of the student's server."})
-    student_retries: int = field(default=4, metadata={"help": "Retries of a failed request to it."})
-    student_concurrency: int = field(default=64, metadata={"help": "Requests to it under way at once, per process."})
-    vllm_importance_sampling_mode: str = field(
-        default="token_truncate", metadata={"help": "How vLLM's probabilities are corrected for; TRL has the others."}
-    )
-    metric_for_best_model: str | None = field(
-        default="eval_relay/accuracy", metadata={"help": "Picks the best checkpoint, on the validation rows only."}
-    )
+    vllm_kwargs: dict[str, Any] | str | None = None
+    vllm_weights_folder: str | None = None
+    student_timeout_s: float = 120.0
+    student_retries: int = 4
+    student_concurrency: int = 64
+    vllm_importance_sampling_mode: str = "token_truncate"
+    metric_for_best_model: str | None = "eval_relay/accuracy"
 
     def __post_init__(self):
         refuse_unused(self, GRPO, GRPO_NEEDS)
@@ -286,8 +279,8 @@ class RelaySFTConfig(RedactedArguments, FinishFields, PromptFields, SFTConfig):
             was told.
     """
 
-    warmup_data: str = field(default="", metadata={"help": "The file that build_warmup.py wrote."})
-    add_call_tokens: bool = field(default=False, metadata={"help": "Make the tags added special tokens."})
+    warmup_data: str = ""
+    add_call_tokens: bool = False
 
     def __post_init__(self):
         refuse_unused(self, SFT, SFT_NEEDS)
