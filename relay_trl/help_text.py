@@ -48,8 +48,9 @@ def texts_of(kind: type) -> dict[str, str]:
         own = parent.__dict__.get("__annotations__", {})
         for name, text in _ENTRY.findall(inspect.cleandoc(parent.__doc__ or "")):
             if name in own:
+                is_value = text.startswith("`")
                 text = re.sub(r"\[`~?(?:[\w.]*\.)?(\w+)`\]", r"\1", " ".join(text.split())).replace("`", "")
-                found[name] = text[:1].upper() + text[1:]
+                found[name] = text if is_value else text[:1].upper() + text[1:]
     return found
 
 

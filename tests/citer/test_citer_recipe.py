@@ -1,8 +1,6 @@
 """The recipe that trains CITER's router, from its command line on the shipped arithmetic pair, and evaluation with it."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,8 @@ PAIR = ("--student", "data/arithmetic/student", "--teacher", "data/arithmetic/te
 
 
 @pytest.fixture
-def launch(monkeypatch, capsys):
-    def call(recipe, *args):
-        """Exit status, and what was printed on stdout and stderr."""
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [recipe, "--config", str(CONFIGS / f"{recipe}.yaml"), *map(str, args)])
-        status = 0
-        try:
-            runpy.run_path(f"recipes/{recipe}.py", run_name="__main__")
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
-
-    return call
+def launch(recipe):
+    return lambda name, *args: recipe(name, "--config", CONFIGS / f"{name}.yaml", *args)
 
 
 @pytest.mark.slow

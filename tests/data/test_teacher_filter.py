@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,20 +26,9 @@ WORDS = Vocabulary(build_tokenizer())
 
 
 @pytest.fixture
-def run_filter(monkeypatch, capsys, tmp_path):
-    def call(*args, config=YAML):
-        """Exit status, and what was printed on stdout and stderr."""
-        monkeypatch.chdir(ROOT)
-        given = ("--output_dir", tmp_path / "out", "--dataset_size", 16, "--samples", 4, *args)
-        monkeypatch.setattr(sys, "argv", ["filter_by_teacher.py", "--config", str(config), *map(str, given)])
-        status = 0
-        try:
-            runpy.run_path("recipes/filter_by_teacher.py", run_name="__main__")
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
-
-    return call
+def run_filter(recipe, tmp_path):
+    given = ("--output_dir", tmp_path / "out", "--dataset_size", 16, "--samples", 4)
+    return lambda *args, config=YAML: recipe("filter_by_teacher", "--config", config, *given, *args)
 
 
 def read(path):

@@ -1,8 +1,6 @@
 """The evaluation recipe from its command line, on the shipped arithmetic pair."""
 
 import logging
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,8 @@ PAIR = ("--student", "data/arithmetic/student", "--teacher", "data/arithmetic/te
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys):
-    def call(*args, config=YAML):
-        """Exit status, and what was printed on stdout and stderr."""
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config", str(config), *map(str, args)])
-        status = 0
-        try:
-            runpy.run_path("recipes/evaluate.py", run_name="__main__")
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
-
-    return call
+def evaluate(recipe):
+    return lambda *args, config=YAML: recipe("evaluate", "--config", config, *args)
 
 
 def test_the_recipe_evaluates_and_resumes(evaluate, tmp_path, caplog):

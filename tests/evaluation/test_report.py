@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import runpy
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -269,11 +267,11 @@ def published(path, rows=None):
     return path
 
 
-def test_the_authors_figures_give_back_their_headlines(tmp_path, monkeypatch, capsys):
+def test_the_authors_figures_give_back_their_headlines(tmp_path, recipe):
     csv = published(tmp_path / "published.csv")
-    monkeypatch.setattr(sys, "argv", ["report.py", str(csv), "--output_dir", str(tmp_path / "out")])
-    runpy.run_path(str(ROOT / "recipes/report.py"), run_name="__main__")
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("relay"))
+    status, said, error = recipe("report", csv, "--output_dir", tmp_path / "out")
+    assert status == 0, error
+    row = next(line for line in said.splitlines() if line.startswith("relay"))
     assert row.split()[-2:] == ["60.4", "98.2"]
     markdown = (tmp_path / "out/results.md").read_text()
     assert "| relay | 49.5 | - | - | 1.07 |" in markdown and "without intervals" in markdown

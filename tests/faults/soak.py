@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.faults import FAULTS, FaultProxy  # noqa: E402
+from helpers.served import free_port  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "data/arithmetic/teacher"
@@ -54,9 +54,7 @@ class Teacher:
     """The teacher's server, a process of its own on one port, killed and started again at random."""
 
     def __init__(self, log: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.log, self.kills, self.process = log, 0, None
         self.start()

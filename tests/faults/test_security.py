@@ -5,8 +5,6 @@ import json
 import logging
 import pickle
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -199,15 +197,13 @@ def test_training_writes_no_secret(gossip, tmp_path, capfd, caplog):
 
 
 @pytest.mark.slow
-def test_evaluation_writes_no_secret(gossip, tmp_path, capfd, monkeypatch):
+def test_evaluation_writes_no_secret(gossip, tmp_path, capfd, recipe):
     options = yaml.safe_load((ROOT / "recipes" / "configs" / "arithmetic" / "evaluate.yaml").read_text())
     out = tmp_path / "out"
     options |= {"student": student_folder(), "teacher": gossip.secret_url, "teacher_retries": 0}
     options |= {"methods": ["teacher"], "limit": 4, "output_dir": str(out), "training_logs": None}
     path = tmp_path / "evaluate.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in options.items() if value is not None}))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config", str(path)])
     answer = gossip.answer
 
     def tell_after_the_check(body, is_chat):
@@ -215,27 +211,21 @@ def test_evaluation_writes_no_secret(gossip, tmp_path, capfd, monkeypatch):
         return answer(body, is_chat)
 
     gossip.answer = tell_after_the_check
-    try:
-        runpy.run_path("recipes/evaluate.py", run_name="__main__")
-    except SystemExit as stop:
-        assert stop.code in (0, None)
-    written = capfd.readouterr()
-    assert (out / "rollouts.html").exists() and "status 400" in (out / "answers.arithmetic.jsonl").read_text()
-    assert not leaks(out) and not shows(written.out + written.err)
+    status, *written = recipe("evaluate", "--config", path)
+    assert (
+        status == 0
+        and (out / "rollouts.html").exists()
+        and "status 400" in (out / "answers.arithmetic.jsonl").read_text()
+    )
+    assert not leaks(out) and not shows("".join(written))
 
 
 @pytest.mark.slow
-def test_a_recipe_that_ends_in_an_error_says_no_secret(gossip, capfd, monkeypatch, tmp_path):
+def test_a_recipe_that_ends_in_an_error_says_no_secret(gossip, capfd, monkeypatch, tmp_path, recipe):
     gossip.faults = [gossip.tell] * 9
     options = {"teacher": gossip.secret_url, "model_name_or_path": student_folder(), "use_cpu": True}
     options |= {"output_dir": str(tmp_path), "hub_token": "hf_plantedtoken", "dataset_size": 64, "validation_size": 16}
-    command = ["grpo_relay.py", "--config", "recipes/configs/arithmetic/grpo_relay.yaml"]
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(
-        sys, "argv", command + [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    )
     monkeypatch.setenv("RELAY_TRL_TRACEBACK", "1")
-    with pytest.raises(SystemExit):
-        runpy.run_path("recipes/grpo_relay.py", run_name="__main__")
-    written = capfd.readouterr()
-    assert "error: " in written.err and not shows(written.out + written.err) and not leaks(tmp_path)
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    _, said, error = recipe("grpo_relay", "--config", "recipes/configs/arithmetic/grpo_relay.yaml", *words)
+    assert "error: " in error and not shows(said + error) and not leaks(tmp_path)

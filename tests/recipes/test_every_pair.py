@@ -3,8 +3,6 @@ for a handful of rows, and two steps of each of its stages are run from the YAML
 """
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -106,20 +104,16 @@ def teacher_server():
 
 
 @pytest.fixture
-def start(monkeypatch, capsys, tmp_path):
+def start(recipe, tmp_path):
     """Runs a stage with options over its own, in this process, as a user would; returns the folder of its result."""
 
     def run(stage, **options):
         path = tmp_path / f"{stage.name}.yaml"
         path.write_text(stage.text())
         words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
-        recipe = next(word for word in stage.words() if word.startswith("recipes/"))
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [recipe, "--config", str(path), *words])
-        try:
-            runpy.run_path(recipe, run_name="__main__")
-        except SystemExit as exit:
-            pytest.fail(f"{stage.name} cannot start: {capsys.readouterr().err[-1500:]} (status {exit.code})")
+        name = Path(next(word for word in stage.words() if word.startswith("recipes/"))).stem
+        status, _, error = recipe(name, "--config", path, *words)
+        assert status == 0, f"{stage.name} cannot start: {error[-1500:]}"
 
     return run
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -37,31 +36,19 @@ def student(tmp_path):
 
 
 @pytest.fixture
-def launch(monkeypatch, capsys, tmp_path, student):
+def launch(recipe, tmp_path, student):
     """Runs a recipe in this process on its shipped YAML, with `changes` (`None` takes a key out)."""
 
-    def call(recipe, **changes):
-        options = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
-        model = "student" if recipe == "build_warmup" else "model_name_or_path"
-        out = (
-            {"output": str(tmp_path / "rows.jsonl")}
-            if recipe == "build_warmup"
-            else {"output_dir": str(tmp_path / "out")}
-        )
-        options |= {model: student, **out, **changes}
-        if recipe != "build_warmup":
+    def call(name, **changes):
+        options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        if name == "build_warmup":
+            options |= {"student": student, "output": str(tmp_path / "rows.jsonl"), **changes}
+        else:
+            options |= {"model_name_or_path": student, "output_dir": str(tmp_path / "out"), **changes}
             options |= {"use_cpu": True, "disable_tqdm": True}
-        path = tmp_path / f"{recipe}.yaml"
+        path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({key: value for key, value in options.items() if value is not None}))
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [f"{recipe}.py", "--config", str(path)])
-        capsys.readouterr()
-        status = 0
-        try:
-            runpy.run_path(f"recipes/{recipe}.py", run_name="__main__")
-        except SystemExit as exit:
-            status = exit.code
-        call.out, err = capsys.readouterr()
+        status, call.out, err = recipe(name, "--config", path)
         return status, err
 
     return call
@@ -318,16 +305,12 @@ def test_build_warmup_goes_on_where_it_was_stopped(launch, monkeypatch, tmp_path
         ("- max_steps", r"must contain a YAML mapping"),
     ],
 )
-def test_config_files_that_are_none(monkeypatch, capsys, tmp_path, text, said):
+def test_config_files_that_are_none(recipe, tmp_path, text, said):
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["grpo_relay.py", f"--config={path}"])
-    with pytest.raises(SystemExit) as exit:
-        runpy.run_path("recipes/grpo_relay.py", run_name="__main__")
-    err = capsys.readouterr().err
-    assert exit.value.code == 1 and len(err.splitlines()) == 1 and re.match(f"error: .*{said}", err)
+    status, _, err = recipe("grpo_relay", f"--config={path}")
+    assert status == 1 and len(err.splitlines()) == 1 and re.match(f"error: .*{said}", err)
 
 
 @pytest.mark.slow
@@ -374,12 +357,8 @@ def test_the_three_stages_run_one_after_the_other(launch, tmp_path, monkeypatch)
     assert [entry["step"] for entry in log if "eval_relay/accuracy" in entry] == [1, 2]
 
 
-def test_help_has_our_options_first_in_groups_with_their_defaults(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["grpo_relay.py", "--help"])
-    with pytest.raises(SystemExit):
-        runpy.run_path("recipes/grpo_relay.py", run_name="__main__")
-    shown = capsys.readouterr().out
+def test_help_has_our_options_first_in_groups_with_their_defaults(recipe):
+    _, shown, _ = recipe("grpo_relay", "--help")
     heads = re.findall(r"^(\w.*):$", shown, re.M)
     assert heads == [
         *("student", "teacher", "data", "calls", "reward", "rollouts and the rest"),

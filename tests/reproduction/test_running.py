@@ -146,13 +146,6 @@ def server(tmp_path, free_port):
     made.stop()
 
 
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_the_teachers_server_is_up_while_its_stages_run_and_gone_behind_them(stage, server, free_port):
     ask = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{free_port}/v1/models').status)"

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -279,7 +278,7 @@ def test_the_recipe_merges_what_was_trained(run, adapter_folder, tmp_path):
         ("base", r"is an adapter of '\S+/base', which is neither in a folder nor on the Hub"),
     ],
 )
-def test_the_recipe_refuses_in_one_sentence(adapter_folder, tmp_path, monkeypatch, capsys, spoil, said):
+def test_the_recipe_refuses_in_one_sentence(adapter_folder, tmp_path, recipe, spoil, said):
     base = tmp_path / "base"
     if spoil == "adapter":
         (adapter_folder / "adapter_config.json").unlink()
@@ -290,11 +289,7 @@ def test_the_recipe_refuses_in_one_sentence(adapter_folder, tmp_path, monkeypatc
         change = {"hidden_size": 2 * config.hidden_size} if spoil == "width" else {"num_hidden_layers": 1}
         config.update(change | {"layer_types": config.layer_types[: change.get("num_hidden_layers")]})
         AutoModelForCausalLM.from_config(config).save_pretrained(base)
-    options = ["--adapter", str(adapter_folder), "--output_dir", str(tmp_path / "merged")]
-    monkeypatch.setattr(sys, "argv", ["merge_adapter.py", *options])
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match="1"):
-        runpy.run_path(str(ROOT / "recipes/merge_adapter.py"), run_name="__main__")
-    error = capsys.readouterr().err
+    status, _, error = recipe("merge_adapter", "--adapter", adapter_folder, "--output_dir", tmp_path / "merged")
+    assert status == 1
     sentences = [line for line in error.splitlines() if "error:" in line]
     assert "Traceback" not in error and len(sentences) == 1 and re.search(said, sentences[0]), error

@@ -55,31 +55,11 @@ def tiny_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer):
     """Writes a Qwen3-type model of random weights (float32) and 512 positions, which ends an answer now and then."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from helpers.models import new_model
 
     def write(path: Path, is_tied: bool = True) -> Path:
-        torch.manual_seed(0)
-        config = Qwen3Config(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=32,
-            max_position_embeddings=512,
-            tie_word_embeddings=is_tied,
-            initializer_range=0.2,
-            eos_token_id=tiny_tokenizer.eos_token_id,
-            bos_token_id=None,
-            pad_token_id=tiny_tokenizer.eos_token_id,
-            dtype="float32",
-        )
-        model = Qwen3ForCausalLM(config).to(torch.float32)
-        with torch.no_grad():  # so that a few dozen tokens are enough to see answers end
-            model.get_output_embeddings().weight[tiny_tokenizer.eos_token_id] *= 1.4
-        model.save_pretrained(path)
+        size = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}  # vLLM's smallest head
+        new_model(tiny_tokenizer, **size, tie_word_embeddings=is_tied, dtype="float32").float().save_pretrained(path)
         tiny_tokenizer.save_pretrained(path)
         return path
 
