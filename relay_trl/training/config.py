@@ -162,8 +162,7 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
             its weights; `None` sends them over NCCL, which needs GPUs on both sides.
         student_timeout_s (`float`, defaults to `120`): seconds for an answer of the student's server.
         student_retries (`int`, defaults to `4`): retries of a failed request to it.
-        student_concurrency (`int`, defaults to `64`): requests to it under way at once, per process; of requests to
-            the student's server, as those of the teacher; the last one a process.
+        student_concurrency (`int`, defaults to `64`): requests to it under way at once, per process.
         vllm_importance_sampling_mode (`str`, defaults to `"token_truncate"`): TRL's own default, `sequence_mask`, leaves
             little of a draw of thousands of tokens; see docs/training.md.
         metric_for_best_model: picks the best checkpoint, on the validation rows only.
