@@ -19,9 +19,9 @@ from ..data.registry import SOURCES
 from ..endings import EXPECTED
 from ..engines.checks import check_context, check_model
 from ..options import broken_groups, check_file
-from .expand import Stage
+from .expand import ROOT, Stage
 from .pair import Pair, count_gpus, load_pair
-from .running import ROOT, check_stages
+from .running import check_stages
 from .sections import load_classes
 from .teacher_server import check_port
 

@@ -17,6 +17,8 @@ from ..evaluation.methods import load_methods
 from .pair import MAIN, Pair
 from .sections import SECTIONS, options_of
 
+ROOT = Path(__file__).parents[2]
+
 NEEDS = {"sft": ("warmup",), "grpo": ("sft", "filter"), "evaluate": ("grpo", "sft", "citer"), "push": ("grpo",)}
 """For each section, the sections whose results it needs, if the pair has them. An evaluation takes the student's last stage."""
 
@@ -81,7 +83,7 @@ class Stage:
     def words(self) -> list[str]:
         """The command after `python`, without what depends on the machine."""
         start = ["-m", "accelerate.commands.launch", "--config_file", *self.launch] if self.launch else []
-        return [*start, f"recipes/{SECTIONS[self.section].name}.py", "--config", str(self.config)]
+        return [*start, here_or_shipped(f"recipes/{SECTIONS[self.section].name}.py"), "--config", str(self.config)]
 
     def line(self) -> str:
         """The command as one would type it."""
@@ -178,13 +180,23 @@ def _stage(run: _Run, section: str, name: str) -> Stage:
         pair.output_dir,
         result,
         tuple(stage.name for stage in inputs),
-        tuple(split(pair.profile.launch[section])) if SECTIONS[section].is_launched else (),
+        _launch(pair.profile.launch[section]) if SECTIONS[section].is_launched else (),
         pair.profile.devices.get(section),
         serve,
         pair.profile.devices.get("teacher"),
         name,
         run.label,
     )
+
+
+def here_or_shipped(path: str) -> str:
+    """A path of this repository as seen from the current folder."""
+    return path if Path(path).exists() or not (ROOT / path).exists() else str(ROOT / path)
+
+
+def _launch(line: str) -> tuple[str, ...]:
+    config, *more = split(line)
+    return here_or_shipped(config), *more
 
 
 def _wired(run: _Run, section: str, folder: Path) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from ..engines.checks import check_model
 from ..prompts import BOXED_TEMPLATE
 from ..run_files import write_atomically, write_jsonl
 from .check import check_together
+from .expand import ROOT
 from .pair import count_gpus, slug
-from .running import ROOT
 
 _PROBLEMS = ("problem", "question", "prompt", "input", "instruction")
 _ANSWERS = ("answer", "gold", "target", "final_answer", "solution", "output", "label")

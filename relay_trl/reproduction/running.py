@@ -21,7 +21,6 @@ from .expand import Stage
 from .sections import SECTIONS
 from .teacher_server import TeacherServer
 
-ROOT = Path(__file__).parents[2]
 _POLL_S = 0.2
 _NO_SETTINGS = {"resume_from_checkpoint", "disable_tqdm"}
 

@@ -94,6 +94,13 @@ def test_stages_hand_over_to_one_another(write):
     assert stages["grpo"].needs == ("sft", "filtered") and stages["evaluate"].needs == ("grpo",)
 
 
+def test_recipes_and_launch_files_are_found_from_another_folder(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in expand(load_pair(write(hardware={"cpu": {}}), "cpu")):
+        paths = [word for word in stage.words() if "recipes/" in word or "accelerate_configs/" in word]
+        assert len(paths) == 1 + bool(stage.launch) and all(Path(path).is_file() for path in paths)
+
+
 def test_two_words_swap_the_pair_everywhere(write):
     before = load_pair(write(), "cpu")
     after = load_pair(write(), "cpu", (), "other/pupil", "http://127.0.0.1:9/v1")
