@@ -158,6 +158,9 @@ METHODS: dict[str, Method] = {
 """Methods without a number in their name. In `relay_no_teacher` calls get no answer, in `relay_calls_off` the student cannot
 call, `citer` uses its router's own threshold."""
 
+READABLE = {"relay_no_teacher": "relay, teacher away", "relay_calls_off": "relay, calls barred", "citer": "CITER"}
+"""Names of methods for people, where they differ from those of options."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -166,6 +169,7 @@ class Family:
     Args:
         symbol (`str`): the symbol of the number, as in `fixed_n`.
         meaning (`str`): what the number means, with its range and an example.
+        readable (`str`): its name for people, with `{}` for the number.
         make (`Callable[[float], Answerer]`): the coroutine for a number.
         is_valid (`Callable[[float], bool]`): whether there is a method with this number.
         has_router (`bool`, defaults to `False`): as in [`Method`].
@@ -173,6 +177,7 @@ class Family:
 
     symbol: str
     meaning: str
+    readable: str
     make: Callable[[float], Answerer]
     is_valid: Callable[[float], bool]
     has_router: bool = False
@@ -182,30 +187,35 @@ FAMILIES: dict[str, Family] = {
     "fixed": Family(
         "n",
         "every call gets n tokens: a number of at least 1, such as fixed_4",
+        "relay, {} tokens a call",
         _fixed,
         lambda n: 1 <= n < 10**9 and n == int(n),
     ),
     "call_bias": Family(
         "b",
         "a relay with this bias on calling: any number, such as call_bias_-2",
+        "relay, call bias {}",
         lambda bias: _relay_with(call_bias=bias),
         math.isfinite,
     ),
     "random_router": Family(
         "p",
         "this share of the problems to the teacher: 0 to 1, such as random_router_0.3",
+        "random router, {}",
         _random_router,
         lambda share: 0 <= share <= 1,
     ),
     "random_tokens": Family(
         "q",
         "each token from the teacher with this probability: 0 to 1, such as random_tokens_0.1",
+        "random tokens, {}",
         _random_tokens,
         lambda probability: 0 <= probability <= 1,
     ),
     "citer": Family(
         "t",
         "the teacher for each token whose score is below this threshold: 0 to 1, such as citer_0.9",
+        "CITER, threshold {}",
         _citer,
         lambda threshold: 0 <= threshold <= 1,
         has_router=True,
@@ -220,6 +230,12 @@ def family_of(name: str) -> tuple[str, float] | None:
     """The family and the number of a method's name; `None` for a method without a number."""
     family, _, number = name.rpartition("_")
     return (family, float(number)) if family in FAMILIES and _NUMBER.fullmatch(number) else None
+
+
+def readable(name: str) -> str:
+    """A method's name for people."""
+    family, _, number = name.rpartition("_")
+    return FAMILIES[family].readable.format(number) if family_of(name) else READABLE.get(name, name)
 
 
 def known_methods() -> str:

@@ -20,7 +20,7 @@ from ..progress import Lines, is_watched
 from ..prompts import PromptBuilder
 from ..relay import RelayPrompt, RelayRules
 from .answer_files import Answer, AnswerFile
-from .methods import Method
+from .methods import Method, readable
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,9 @@ class _Board:
         self._tallies = {}
         for method in methods:
             done = total - sum(job.method is method for job in jobs)
-            self._tallies[method.name] = _Tally(tqdm(total=total, initial=done, desc=method.name, disable=not has_bars))
+            self._tallies[method.name] = _Tally(
+                tqdm(total=total, initial=done, desc=readable(method.name), disable=not has_bars)
+            )
         total *= len(methods)
         self._lines = Lines("answers", total, total - len(jobs), is_shown and not has_bars)
 
@@ -256,7 +258,7 @@ class _Board:
         note = f"accuracy {shares[0]:.3f}, teacher {shares[1]:.3f}{failed}"
         tally.bar.set_postfix_str(note, refresh=False)
         tally.bar.update()
-        self._lines.advance(1, f"{answer.method}: {note}")
+        self._lines.advance(1, f"{readable(answer.method)}: {note}")
 
     def __enter__(self) -> "_Board":
         return self

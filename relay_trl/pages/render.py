@@ -1,7 +1,7 @@
 """What all pages and cards share: how a template is filled in, the style of a rollout, the script that draws one, and the
 protection against foreign scripts.
 
-Owns the template engine's settings, `theme.css`, `rollout.js` and how a page allows its own script in its content security
+Owns the template engine's settings, `theme.css`, `rollout.js`, `typeset.js` with the libraries in `vendor/`, and how a page allows its own script in its content security
 policy. A page's template, style and script are beside the module that renders it.
 """
 
@@ -16,7 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 _HERE = Path(__file__).parent
 THEME = _HERE / "theme.css"
-ROLLOUT_SCRIPT = _HERE / "rollout.js"
+SCRIPTS = tuple(
+    _HERE / name for name in ("rollout.js", "vendor/katex.min.js", "vendor/markdown-it.umd.min.js", "typeset.js")
+)
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:

@@ -1,5 +1,5 @@
 "use strict";
-// How pages draw who wrote what. What a model wrote is only ever set as text, never as HTML.
+// How pages draw who wrote what. Here it is set as text, never as HTML; `typeset.js` may set it after that.
 
 function element(name, className, text) {
   const made = document.createElement(name);

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..evaluation.answer_files import Run, read_run
-from ..evaluation.methods import family_of
+from ..evaluation.methods import family_of, readable
 from ..evaluation.report.plots import plot_shares, save_figure
 from ..evaluation.report.results import summarize
 from ..evaluation.report.summaries import Summary, told
@@ -85,7 +85,7 @@ def seeds_table(groups: Mapping[str, Sequence[Run]], ends: Sequence[Run]) -> tup
     rows: list[Summary] = []
     for run in ends_by_name:
         for method in _methods_of([run]):
-            rows.append(replace(found[run.name, method], label=run.labels.get(method, method)))
+            rows.append(replace(found[run.name, method], label=run.labels.get(method) or readable(method)))
             lines.append([rows[-1].label, "-", *_cells([rows[-1]], rows[-1])])
     for label, runs in by_seed.items():
         methods = _methods_of(runs)
@@ -104,7 +104,14 @@ def _methods_of(runs: Sequence[Run]) -> list[str]:
 
 def _label(setting: str, method: str, count: int) -> str:
     """The setting's name if it has one method; the method's name if that begins with the setting's; else both."""
-    return setting if count == 1 else method if method.startswith(setting) else f"{setting}: {method}"
+    name = readable(method)
+    return (
+        setting
+        if count == 1
+        else name
+        if setting in (method[: len(setting)], name[: len(setting)])
+        else f"{setting}: {name}"
+    )
 
 
 def _cells(seeds: Sequence[Summary], whole: Summary) -> list[str]:

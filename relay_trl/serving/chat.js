@@ -18,6 +18,7 @@ const turns = []; // what was said, for the next question
 const NOTHING = { student: 0, teacher: 0, calls: 0, paid: 0, alone: 0, isWhole: true };
 const total = { ...NOTHING };
 let underWay = null; // the AbortController of the answer that is being written
+const isScrolledDown = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
 
 // --- what it costs ---
 
@@ -68,7 +69,8 @@ class Answer {
   constructor() {
     this.count = { ...NOTHING };
     this.text = "";
-    this.author = null;
+    this.pieces = []; // who wrote what, in order
+    this.isDue = false;
     this.node = element("article", "answer writing");
     this.node.setAttribute("aria-label", "Answer");
     this.node.setAttribute("aria-busy", "true");
@@ -79,15 +81,33 @@ class Answer {
 
   add(text, author, tokens) {
     if (tokens) this.count[author] += tokens;
-    if (author === "teacher" && this.author !== "teacher" && text) this.count.calls += 1;
+    if (author === "teacher" && this.pieces.at(-1)?.author !== "teacher" && text) this.count.calls += 1;
     if (text) {
       this.text += text;
-      if (this.author === author && this.said.lastChild) this.said.lastChild.textContent += text;
-      else this.said.append(drawSegment({ author, text }));
-      this.author = author;
-      if (author === "teacher") this.said.lastChild.title = "written by the teacher";
+      const last = this.pieces.at(-1);
+      if (last?.author === author) last.text += text;
+      else this.pieces.push({ author, text });
+      this.drawSoon();
     }
     this.showCost();
+  }
+
+  /** Sets the answer once for all that comes before the next frame. */
+  drawSoon() {
+    if (this.isDue) return;
+    this.isDue = true;
+    requestAnimationFrame(() => {
+      if (!this.isDue) return; // it has ended and is drawn
+      const isAtEnd = isScrolledDown();
+      this.draw();
+      if (isAtEnd) scroller.scrollTop = scroller.scrollHeight;
+    });
+  }
+
+  draw() {
+    this.isDue = false;
+    this.said.replaceChildren(...this.pieces.map(drawSegment));
+    typeset(this.said);
   }
 
   showCost(usage = null) {
@@ -104,6 +124,7 @@ class Answer {
   /** The end: the server's own count where there is one, and what the reader should know. */
   close(usage, notes) {
     if (usage) Object.assign(this.count, { student: usage.student_tokens, teacher: usage.teacher_tokens, calls: usage.calls });
+    this.draw();
     this.showCost(usage);
     for (const note of notes) this.cost.append(element("span", "note", note));
     if (this.text) {
@@ -190,9 +211,7 @@ async function write(answer, messages, signal) {
     for (const choice of event.choices ?? []) {
       const relay = choice.relay;
       if (relay?.author) {
-        const isAtEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
         answer.add(choice.delta?.content ?? "", relay.author, relay.tokens);
-        if (isAtEnd) scroller.scrollTop = scroller.scrollHeight;
       }
       if (relay?.teacher_failed) found.notes.push("the teacher failed; the student went on alone");
       if (choice.finish_reason === "length") found.notes.push("cut at the length limit");
@@ -203,6 +222,7 @@ async function write(answer, messages, signal) {
 
 async function ask(text) {
   const said = element("div", "user said", text);
+  typeset(said);
   said.setAttribute("aria-label", "You");
   const answer = new Answer();
   find(".welcome").hidden = true;

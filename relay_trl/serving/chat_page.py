@@ -1,7 +1,7 @@
 """The page at `/`: a chat with the pair in a browser, over the server's own API.
 
 Owns the data that is put into the page: the model's name, whether it can hold a conversation, and prices. Texts of models and
-users are not put in here; the page gets them as JSON and shows them as text.
+users are not put in here; the page gets them as JSON and escapes them before it typesets them.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..costs import ModelCosts, PriceTable, load_costs
-from ..pages.render import ROLLOUT_SCRIPT, THEME, embedded_json, read_texts, render, script_hash
+from ..pages.render import SCRIPTS, THEME, embedded_json, read_texts, render, script_hash
 
 _HERE = Path(__file__).parent
 
@@ -48,7 +48,7 @@ def render_chat_page(model: str, holds_conversation: bool, prices: PriceTable | 
         holds_conversation (`bool`): whether earlier turns are sent with a question by default.
         prices ([`PriceTable`], *optional*): `None` shows no money.
     """
-    script = read_texts(ROLLOUT_SCRIPT, _HERE / "chat.js")
+    script = read_texts(*SCRIPTS, _HERE / "chat.js")
     about: dict[str, Any] = {"model": model, "remembers": holds_conversation, "prices": prices and _told(prices)}
     return render(
         _HERE / "chat.html.j2",

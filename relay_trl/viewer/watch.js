@@ -73,6 +73,7 @@ function drawRollout(rollout, want) {
   facts.append(element("span", "hint", words));
   const text = element("pre", "text");
   text.append(...rollout.segments.map(drawSegment));
+  if (!want.written) typeset(text);
   article.append(facts, text);
   if (rollout.error) article.append(element("p", "error", rollout.error));
   return article;
@@ -90,7 +91,9 @@ function drawGroup(group, index) {
   const gold = element("span", "gold");
   gold.append(element("i", "", "gold "), Array.isArray(group.gold) ? group.gold.join(" or ") : String(group.gold));
   facts.append(gold, element("span", `kind ${group.kind ?? ""}`, KINDS[group.kind] ?? "teacher failed"), element("span", "hint", `step ${group.step}`));
-  header.append(element("pre", "question", questionOf(group.prompt)), facts);
+  const question = element("pre", "question", questionOf(group.prompt));
+  if (!want.written) typeset(question);
+  header.append(question, facts);
   const rollouts = element("div", "rollouts");
   rollouts.append(...group.rollouts.map((rollout) => drawRollout(rollout, want)));
   card.append(header, rollouts);

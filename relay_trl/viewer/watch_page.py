@@ -1,6 +1,6 @@
 """The viewer's page: one HTML text with style and script, which contains a run or asks a server for it.
 
-Owns how data and code get into it. Text of a model gets there as JSON and is shown as text only, and the page's content
+Owns how data and code get into it. Text of a model gets there as JSON and is escaped before it is typeset, and the page's content
 security policy allows only its own script.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..pages.render import ROLLOUT_SCRIPT, THEME, embedded_json, read_texts, render, script_hash
+from ..pages.render import SCRIPTS, THEME, embedded_json, read_texts, render, script_hash
 from ..rollout_files import finite
 
 _HERE = Path(__file__).parent
@@ -22,7 +22,7 @@ def render_watch_page(title: str, data: dict[str, Any] | None = None) -> str:
         title (`str`).
         data (`dict`, *optional*): from [`FollowedRun.everything`], for a page without a server; `None` asks the server.
     """
-    script = read_texts(ROLLOUT_SCRIPT, _HERE / "charts.js", _HERE / "watch.js")
+    script = read_texts(*SCRIPTS, _HERE / "charts.js", _HERE / "watch.js")
     return render(
         _HERE / "watch.html.j2",
         title=title,

@@ -163,5 +163,5 @@ def test_from_two_models_and_a_file_to_a_report(model, data, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     results = json.loads((out / "report/results.json").read_text())["results"]
-    assert sorted(row["label"] for row in results) == ["relay", "relay_no_teacher", "student", "teacher"]
+    assert sorted(row["label"] for row in results) == ["relay", "relay, teacher away", "student", "teacher"]
     assert all(row["answers"] == 6 for row in results)

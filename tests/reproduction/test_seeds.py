@@ -73,8 +73,8 @@ def test_rows_are_called_by_what_tells_them_apart_and_keep_the_pooled_figures():
         "fixed_10": [with_methods("fixed_10"), with_methods("fixed_10")],
     }
     table, rows = seeds_table(groups, ENDS)
-    biased = ["relay: call_bias_-4", "relay: call_bias_2"]
-    names = ["student", "teacher", "relay", "relay_no_teacher", *biased, "simple", "fixed_10"]
+    biased = ["relay, call bias -4", "relay, call bias 2"]
+    names = ["student", "teacher", "relay", "relay, teacher away", *biased, "simple", "fixed_10"]
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == names == [row.label for row in rows]
     assert rows[-1].answers == 8 and rows[-1].accuracy == 0.5
 

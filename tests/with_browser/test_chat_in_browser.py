@@ -59,6 +59,9 @@ def test_an_answer_shows_who_wrote_what_and_what_it_cost(open_page):
         page.get_by_role("button", name="Copied").wait_for()
         assert page.evaluate("navigator.clipboard.readText()") == "78*6=468;+49=517"
 
+        edge = "selector => document.querySelector(selector).getBoundingClientRect().left"
+        assert page.evaluate(edge, ".answer .said") == page.evaluate(edge, "textarea") == page.evaluate(edge, "h1")
+
         # What a user or a model writes is text, whatever it looks like
         ask(page, ATTACK)
         assert finished(page, 2).locator(".said").inner_text() == ATTACK

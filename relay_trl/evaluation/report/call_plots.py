@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from ...trace import Outcome
 from ..answer_files import Answer, Run
@@ -65,6 +65,10 @@ def plot_lengths(answers: Mapping[str, Sequence[Answer]]) -> Figure | None:
             axes.scatter(asked, came, s=size, color=color, alpha=0.55, linewidths=0, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):  # the default writes powers as TeX
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("tokens asked for")
         axes.set_ylabel("tokens delivered")
         axes.legend(loc="upper left", fontsize=8, markerscale=0.7)

@@ -12,7 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ...call_syntax import CallSyntax
-from ...pages.render import THEME, read_texts, render, script_hash
+from ...pages.render import SCRIPTS, THEME, read_texts, render, script_hash
 from ...pages.segments import segments
 from ...trace import StopReason
 from ..answer_files import Answer, Run
@@ -75,7 +75,7 @@ def write_pages(
     written[0].write_text(report, encoding="utf-8")
     order = list(dict.fromkeys(summary.label for summary in results.summaries))
     for k, (name, page) in enumerate(zip(names, pages, strict=True)):
-        script = read_texts(_HERE / "rollouts.js")
+        script = read_texts(*SCRIPTS, _HERE / "rollouts.js")
         text = _render(
             "rollouts.html.j2",
             **common,

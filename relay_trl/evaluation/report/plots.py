@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ..methods import FAMILIES, family_of
+from ..methods import FAMILIES, family_of, readable
 from .summaries import Summary
 
 COLORS = ("#2f7fe0", "#e0722f", "#2f9e57", "#a066d3", "#c9a227", "#d6487e", "#23a3a8", "#8c7a6b")
@@ -96,8 +96,8 @@ def _curve_of(summary: Summary) -> str | None:
     found = family_of(summary.method)
     if found is None:
         return None
-    prefix = summary.label.removesuffix(summary.method)  # "run: " if labels have it
-    return f"{prefix}{found[0]}_{FAMILIES[found[0]].symbol}"
+    prefix = summary.label.removesuffix(readable(summary.method))  # "run: " if labels have it
+    return prefix + FAMILIES[found[0]].readable.format(FAMILIES[found[0]].symbol)
 
 
 def _points_of(name: str, shown: Sequence[Summary]) -> list[Summary]:

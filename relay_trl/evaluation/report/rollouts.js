@@ -24,6 +24,26 @@ function apply() {
   nothing.hidden = shown > 0;
 }
 
+// What is seen is typeset, or shown as it was written
+const texts = [...document.querySelectorAll(".text, .question")];
+const seen = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    seen.unobserve(target);
+    typeset(target);
+  }
+}, { rootMargin: "800px" });
+
+function showTexts() {
+  for (const text of texts) {
+    untypeset(text);
+    if (form.elements.written.checked) seen.unobserve(text);
+    else seen.observe(text);
+  }
+}
+
+form.elements.written.addEventListener("change", showTexts);
+showTexts();
 form.addEventListener("change", apply);
 form.addEventListener("submit", (event) => event.preventDefault());
 apply();

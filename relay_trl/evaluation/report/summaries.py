@@ -13,6 +13,7 @@ import numpy as np
 from ...costs import Costs, PriceTable, usage_costs
 from ...trace import Call, Outcome, Trace
 from ..answer_files import Answer, Run
+from ..methods import readable
 from .statistics import bootstrap_interval, pass_at_k
 
 Interval: TypeAlias = tuple[float, float]
@@ -207,7 +208,7 @@ def summarize_method(
 ) -> Cell:
     """The cell of one method on one benchmark, with the part of its summary that needs no other cell."""
     answers = [answer for answer in everything if answer.correct is not None]
-    label = run.labels.get(method, method)
+    label = run.labels.get(method) or readable(method)
     summary = Summary(run.name, benchmark, method, label, 0, len(answers), len(everything) - len(answers))
     if not answers:
         return Cell(summary, [])
