@@ -158,9 +158,8 @@ class PromptBuilder:
         try:
             return tokenizer.apply_chat_template(
                 messages,
-                add_generation_prompt=True,
                 **options,
-                **{"strftime_now": clock, **self.chat_template_kwargs},
+                **{"strftime_now": clock, "add_generation_prompt": True, **self.chat_template_kwargs},
             )
         except Exception as error:  # a template may raise anything
             roles = ", ".join(str(message["role"]) for message in messages)

@@ -5,7 +5,7 @@ Owns the difference between two vocabularies. `relay.py` decides when the teache
 
 import itertools
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from .engines.base import Context, Engine, EngineError, FinishReason, Generation
 from .spans import open_ids
@@ -36,6 +36,10 @@ def teacher_context(
     if isinstance(prompt, str):
         return prompt + answer
     if isinstance(prompt, list) and not is_ids(prompt):
+        last: Any = prompt[-1]
+        if last.get("role") == "assistant":  # a turn that was begun for the models
+            begun: list = [*prompt[:-1], {**last, "content": last["content"] + answer}]
+            return begun
         turn: list = [{"role": "assistant", "content": answer}] if answer else []
         return prompt + turn
     raise ValueError("The prompt has no rendering for the teacher; build it with `prompts.PromptBuilder`.")

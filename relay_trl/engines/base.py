@@ -165,12 +165,32 @@ class ScoringEngine(Protocol):
         """
         ...
 
+    async def alternatives(self, ids: list[int], start: int, top: int = 0) -> list[dict[int, float]] | None:
+        """As [`~ScoringEngine.score`], with the `top` likeliest tokens of each place beside the one that is there.
 
-class SteppedEngine:
+        Returns:
+            `list[dict[int, float]]`, shape (len(ids) - start,): log-probabilities by token.
+        """
+        ...
+
+
+class Scores:
+    """`score` of an engine that has `alternatives`."""
+
+    async def alternatives(self, ids: list[int], start: int, top: int = 0) -> list[dict[int, float]] | None:
+        raise NotImplementedError
+
+    async def score(self, ids: list[int], start: int) -> list[float] | None:
+        """See [`ScoringEngine.score`]."""
+        found = await self.alternatives(ids, start)
+        return None if found is None else [place[token] for place, token in zip(found, ids[start:], strict=True)]
+
+
+class SteppedEngine(Scores):
     """Asyncio front of an engine in this process that advances all requests together, one step at a time.
 
     Requests join between steps and leave as soon as they are done, so no request waits for another. A child class provides
-    `_submit(context, max_tokens, stop, sampling, on_tokens) -> key`, `_submit_score(ids, start) -> key`,
+    `_submit(context, max_tokens, stop, sampling, on_tokens) -> key`, `_submit_score(ids, start, top) -> key`,
     `_step() -> [(key, Generation or log-probabilities)]`, which calls the listeners, and `_abort(key)`.
     """
 
@@ -188,11 +208,11 @@ class SteppedEngine:
     ) -> Generation:
         return await self._finish(self._submit(context, max_tokens, stop, sampling, on_tokens))
 
-    async def score(self, ids: list[int], start: int) -> list[float] | None:
-        """See [`ScoringEngine.score`]."""
+    async def alternatives(self, ids: list[int], start: int, top: int = 0) -> list[dict[int, float]] | None:
+        """See [`ScoringEngine.alternatives`]."""
         if not 0 < start <= len(ids):
             raise ValueError(f"start is {start} for {len(ids)} ids; it must be 1 to their number.")
-        return await self._finish(self._submit_score(ids, start))
+        return await self._finish(self._submit_score(ids, start, top))
 
     async def _finish(self, key: Any) -> Any:
         future = asyncio.get_running_loop().create_future()
@@ -211,7 +231,7 @@ class SteppedEngine:
     ) -> Any:
         raise NotImplementedError
 
-    def _submit_score(self, ids: list[int], start: int) -> Any:
+    def _submit_score(self, ids: list[int], start: int, top: int) -> Any:
         raise NotImplementedError
 
     def _step(self) -> Iterable[tuple[Any, Any]]:

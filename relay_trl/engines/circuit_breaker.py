@@ -74,6 +74,11 @@ class GuardedTeacher:
         self.is_up = True
         return written
 
+    async def alternatives(self, ids: list[int], start: int, top: int = 0) -> list[dict[int, float]] | None:
+        """See [`ScoringEngine.alternatives`]; `None` if the engine has none."""
+        ask = getattr(self.engine, "alternatives", None)
+        return None if ask is None else await ask(ids, start, top)
+
     async def aclose(self):
         """Closes the engine's connections, if it has any."""
         close = getattr(self.engine, "aclose", None)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import openai
 
 from ..vocabulary import Vocabulary
-from .base import APIS, Context, EngineError, FinishReason, Generation, OnTokens, Sampling
+from .base import APIS, Context, EngineError, FinishReason, Generation, OnTokens, Sampling, Scores
 from .connections import Connections
 from .dialect import WAYS, Dialect, Way, begun
 from .events import stream_answer
@@ -26,7 +26,7 @@ _PROBE = "17 apples and 25 pears are"
 _PROBE_TOKENS = 4
 
 
-class OpenAIEngine:
+class OpenAIEngine(Scores):
     """Asks a server.
 
     Requests that meet 408, 409, 429, 5xx, a time-out or a lost connection are sent again, later each time and not
@@ -158,8 +158,8 @@ class OpenAIEngine:
         listener = (lambda piece: None) if is_stream else None
         return await self._generate(messages, way, _PROBE_TOKENS, (), Sampling(), listener)
 
-    async def score(self, ids: list[int], start: int) -> list[float] | None:
-        """Log-probabilities of `ids[start:]`; see [`ScoringEngine.score`]. `None` from a server without `prompt_logprobs`
+    async def alternatives(self, ids: list[int], start: int, top: int = 0) -> list[dict[int, float]] | None:
+        """Log-probabilities at the places of `ids[start:]`; see [`ScoringEngine.alternatives`]. `None` from a server without `prompt_logprobs`
         (vLLM has it), or where text is exchanged.
 
         Raises:
@@ -170,7 +170,7 @@ class OpenAIEngine:
         if self.model is None:
             await self.find_model()
         try:
-            answer = await self._post(ids, WAYS[0], {**self._body(1, (), Sampling()), "prompt_logprobs": 0})
+            answer = await self._post(ids, WAYS[0], {**self._body(1, (), Sampling()), "prompt_logprobs": top})
         except EngineError as error:
             if getattr(error.__cause__, "status_code", None) not in REQUESTS_FAULTS or self._gives_scores:
                 raise

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from .base import Context, EngineError, Generation, OnTokens, Sampling
+from .base import Context, EngineError, Generation, OnTokens, Sampling, Scores
 from .openai import OpenAIEngine
 from .replies import REQUESTS_FAULTS
 
@@ -36,7 +36,7 @@ class _Endpoint:
     fault: str = ""
 
 
-class EnginePool:
+class EnginePool(Scores):
     """Asks several servers that serve the same model.
 
     A rollout is one task of the event loop. Its requests stay with the server that answered the last one, which has their
@@ -86,9 +86,9 @@ class EnginePool:
         """
         return await self._ask(lambda engine: engine.generate(context, max_tokens, stop, sampling, on_tokens))
 
-    async def score(self, ids: list[int], start: int) -> list[float] | None:
-        """Log-probabilities of `ids[start:]` from one of the servers; see [`OpenAIEngine.score`]."""
-        return await self._ask(lambda engine: engine.score(ids, start))
+    async def alternatives(self, ids: list[int], start: int, top: int = 0) -> list[dict[int, float]] | None:
+        """Log-probabilities from one of the servers; see [`OpenAIEngine.alternatives`]."""
+        return await self._ask(lambda engine: engine.alternatives(ids, start, top))
 
     async def _ask(self, ask: Callable[[OpenAIEngine], Awaitable[Answer]]) -> Answer:
         asking = asyncio.current_task()

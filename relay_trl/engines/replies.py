@@ -138,15 +138,22 @@ class Replies:
             raise self.broken(f"returned {len(numbers)} logprobs for {len(ids)} tokens")
         return numbers
 
-    def read_scores(self, answer: dict[str, Any], ids: list[int], start: int) -> list[float] | None:
-        """The log-probabilities of `ids[start:]` in an answer to a request with `prompt_logprobs`; `None` if there are none."""
+    def read_scores(self, answer: dict[str, Any], ids: list[int], start: int) -> list[dict[int, float]] | None:
+        """The log-probabilities at the places of `ids[start:]`, by token, in an answer to a request with `prompt_logprobs`; `None`
+        if there are none."""
         given = first_choice(answer).get("prompt_logprobs")
         if given is None:
             return None
         try:
             if len(given) != len(ids):
                 raise ValueError(f"{len(given)} of them for {len(ids)} tokens")
-            return [float(given[k][str(ids[k])]["logprob"]) for k in range(start, len(ids))]
+            return [
+                {
+                    ids[k]: float(given[k][str(ids[k])]["logprob"]),
+                    **{int(i): float(o["logprob"]) for i, o in given[k].items()},
+                }
+                for k in range(start, len(ids))
+            ]
         except (TypeError, KeyError, ValueError) as error:
             raise self.broken(f"returned unreadable prompt_logprobs ({self.words(repr(error))})") from error
 

@@ -109,3 +109,16 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 def _signed(x: int) -> int:
     return x - (1 << 64)
+
+
+def alternatives(logprobs: torch.Tensor, ids: list[int], top: int) -> list[dict[int, float]]:
+    """By token, the log-probabilities of `ids`, each at its place, and of the `top` likeliest tokens there.
+
+    Args:
+        logprobs (`torch.Tensor` of shape (T, V)).
+        ids (`list[int]`, shape (T,)).
+    """
+    own = logprobs.gather(1, torch.tensor(ids, device=logprobs.device)[:, None])[:, 0].tolist()
+    best, tokens = (found.tolist() for found in logprobs.topk(top))
+    places = zip(ids, own, tokens, best, strict=True)
+    return [{token: score, **dict(zip(others, theirs, strict=True))} for token, score, others, theirs in places]

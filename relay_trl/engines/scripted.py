@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from copy import copy
 
 from ..vocabulary import Vocabulary
-from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling
+from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling, Scores
 
 
-class ScriptedEngine:
+class ScriptedEngine(Scores):
     """Writes a given sequence of tokens.
 
     Args:
@@ -82,6 +82,10 @@ class ScriptedEngine:
         text = self.vocabulary.decode(ids[:-1] if finish is FinishReason.EOS else ids)
         return Generation(ids, text, finish, logprobs=[-0.5] * len(ids), prompt_tokens=len(context), cached_tokens=0)
 
-    async def score(self, ids: list[int], start: int) -> list[float] | None:
+    async def alternatives(self, ids: list[int], start: int, top: int = 0) -> list[dict[int, float]] | None:
         await asyncio.sleep(self._delay_s)
-        return None if self._scores is None else self._scores(ids, start)
+        return (
+            None
+            if self._scores is None
+            else [{i: s} for i, s in zip(ids[start:], self._scores(ids, start), strict=True)]
+        )

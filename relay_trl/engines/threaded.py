@@ -50,6 +50,11 @@ class ThreadedEngine:
         job = self.engine.generate(context, max_tokens, stop, sampling, **heard)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(job, self._loop))
 
+    async def alternatives(self, ids: list[int], start: int, top: int = 0) -> list[dict[int, float]] | None:
+        ask = getattr(self.engine, "alternatives", None)
+        job = None if ask is None else ask(ids, start, top)
+        return job and await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(job, self._loop))
+
     def close(self):
         """Ends the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)

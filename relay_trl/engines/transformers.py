@@ -18,7 +18,7 @@ from ..vocabulary import Vocabulary
 from .adapters import load_model
 from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
 from .precision import warn_of_bfloat16
-from .sampling import draw
+from .sampling import alternatives, draw
 
 
 @dataclass
@@ -43,10 +43,10 @@ class _Text:
     key: int
     ids: list[int]
     start: int
+    top: int
 
 
-_MOST_LOGITS = 1 << 27
-"""Logits computed at once where texts are scored: half a gigabyte."""
+_MOST_LOGITS = 1 << 27  # computed at once where texts are scored: half a gigabyte
 
 
 class TransformersEngine(SteppedEngine):
@@ -120,10 +120,10 @@ class TransformersEngine(SteppedEngine):
         self._waiting.append(row)
         return row.key
 
-    def _submit_score(self, ids: list[int], start: int) -> int:
+    def _submit_score(self, ids: list[int], start: int, top: int) -> int:
         if self.max_context is not None and len(ids) > self.max_context:
             raise EngineError(f"{self.name} cannot score {len(ids)} tokens; its context has {self.max_context}.")
-        self._texts.append(_Text(next(self._keys), ids, start))
+        self._texts.append(_Text(next(self._keys), ids, start, top))
         return self._texts[-1].key
 
     def _abort(self, key: object):
@@ -148,7 +148,7 @@ class TransformersEngine(SteppedEngine):
         self._compact()
         return [*scored, *((row.key, self._generation(row)) for row in finished)]
 
-    def _score_texts(self) -> list[tuple[int, list[float]]]:
+    def _score_texts(self) -> list[tuple[int, list[dict[int, float]]]]:
         texts, self._texts = sorted(self._texts, key=lambda text: len(text.ids)), []
         most = min(self.max_prefill_tokens, _MOST_LOGITS // self.model.config.get_text_config().vocab_size)
         scored = []
@@ -160,8 +160,8 @@ class TransformersEngine(SteppedEngine):
                 ids[i, : len(text.ids)] = torch.tensor(text.ids)
             ids = ids.to(self.model.device)
             logprobs = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            logprobs = logprobs.gather(2, ids[:, 1:, None])[..., 0].tolist()
-            scored += [(t.key, row[t.start - 1 : len(t.ids) - 1]) for t, row in zip(part, logprobs, strict=True)]
+            for t, row in zip(part, logprobs, strict=True):
+                scored.append((t.key, alternatives(row[t.start - 1 : len(t.ids) - 1], t.ids[t.start :], t.top)))
         return scored
 
     def _generation(self, row: _Row) -> Generation:

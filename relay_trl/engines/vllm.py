@@ -145,13 +145,13 @@ class VLLMEngine(SteppedEngine):
                 os.environ[_IN_PROCESS] = before
         return cls(llm, vocabulary, needs_logprobs)
 
-    def _submit_score(self, ids: list[int], start: int) -> str:
+    def _submit_score(self, ids: list[int], start: int, top: int) -> str:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         # vLLM has no request that writes nothing
         params = SamplingParams(
-            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            max_tokens=1, prompt_logprobs=top, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
         key = next(self._keys)
         self._add(key, ids, params)
@@ -225,7 +225,10 @@ class VLLMEngine(SteppedEngine):
     def _read(self, request: Any) -> Any:
         if (start := self._starts.pop(request.request_id, None)) is not None:
             given = list(zip(request.prompt_token_ids, request.prompt_logprobs, strict=True))[start:]
-            return [logprobs[token].logprob for token, logprobs in given]
+            # The token that is there comes first; beside those asked for, vLLM gives nothing else
+            return [
+                {token: found[token].logprob, **{i: one.logprob for i, one in found.items()}} for token, found in given
+            ]
         output = request.outputs[0]
         ids = list(output.token_ids)
         if output.finish_reason == "length":

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from ..engines.base import Engine
 from ..relay import RelayPrompt, RelayRules, relay, turn_seed
 from ..trace import Author, Call, Outcome, StopReason, Trace
+from .logprobs import Place, score_answer
 from .reader import Delta, Reader
 
 
@@ -27,6 +28,9 @@ class Question:
         stop (`tuple[str, ...]`): the answer ends before the first of these.
         shows_commands (`bool`, defaults to `False`): whether commands stay in the text.
         has_teacher (`bool`, defaults to `True`): whether the teacher may be asked.
+        top_logprobs (`int`, *optional*): score the answer's tokens, and give so many of the likeliest at each place.
+        is_echo (`bool`, defaults to `False`): whether the prompt is part of the answer.
+        is_silent (`bool`, defaults to `False`): whether nothing is written; with `is_echo` the prompt alone is scored.
     """
 
     prompt: RelayPrompt
@@ -35,6 +39,9 @@ class Question:
     stop: tuple[str, ...] = ()
     shows_commands: bool = False
     has_teacher: bool = True
+    top_logprobs: int | None = None
+    is_echo: bool = False
+    is_silent: bool = False
 
 
 @dataclass
@@ -45,11 +52,15 @@ class Answer:
         trace ([`Trace`]): the rollout. If a stop string ended it, the last turn is missing.
         spans (`list[Delta]`): who wrote what, as the client gets it.
         is_stopped (`bool`): whether a stop string ended it.
+        places (`list[Place]`, *optional*): its tokens with logprobs, if they were asked for.
+        is_scored (`bool`): whether each of these has a logprob of the model that wrote it.
     """
 
     trace: Trace
     spans: list[Delta]
     is_stopped: bool
+    places: list[Place] | None = None
+    is_scored: bool = False
 
     @property
     def text(self) -> str:
@@ -98,6 +109,9 @@ async def answer(
     trace = Trace([])
     reader = Reader(question.config.syntax, question.stop, question.shows_commands, on_delta)
     is_heard = on_delta is not None or bool(question.stop)
+    if question.is_silent:
+        trace.prompt_ids, trace.stop = list(question.prompt.student), StopReason.LENGTH
+        return await _scored(Answer(trace, [], False), question, student, teacher)
     job = relay(
         question.prompt,
         student,
@@ -122,7 +136,25 @@ async def answer(
     reader.close()
     if trace.stop is None:
         _close_cut_turn(trace, reader)
-    return Answer(trace, reader.spans, reader.is_stopped)
+    return await _scored(Answer(trace, reader.spans, reader.is_stopped), question, student, teacher)
+
+
+async def _scored(found: Answer, question: Question, student: Engine, teacher: Engine | None) -> Answer:
+    """The answer with its tokens' scores, if they were asked for."""
+    if question.top_logprobs is not None:
+        syntax = question.config.syntax
+        found.places, found.is_scored = await score_answer(
+            *(
+                question.prompt,
+                found.trace,
+                found.text,
+                question.top_logprobs,
+                question.is_echo,
+                question.shows_commands,
+            ),
+            *(student, teacher, (syntax.open_tag, syntax.close_tag)),
+        )
+    return found
 
 
 News: TypeAlias = list[tuple[int, Delta | Answer]]

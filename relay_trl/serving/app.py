@@ -4,21 +4,19 @@ Owns the steps of a request: key, body, parameters, prompt, place, answer, reply
 """
 
 import json
-import logging
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from ..costs import PriceTable
-from ..engines.base import EngineError
 from ..redaction import mask_credentials
 from ..relay import RelayPrompt
 from .answer import News, Question, answer_all, choice_seed
@@ -26,13 +24,13 @@ from .chat_page import render_chat_page
 from .limits import Admission, Keys, Limits, cancelled_by_hang_up, read_body
 from .metrics import Metrics
 from .pair import Pair, PromptError
-from .protocol import LIMITS, AnyRequest, ApiError, ChatRequest, CompletionRequest, parse
-from .protocol import Request as Asked
+from .protocol import AnyRequest, ApiError, parse
 from .reply import Reply
+from .requests import LIMITS, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, template_fields
+from .requests import Request as Asked
 from .responses import Form, refusal
-
-logger = logging.getLogger(__name__)
-
+from .responses_api import ResponsesForm, ResponsesRequest
+from .route import ApiRoute
 
 _MOST_QUIET_S = 15.0
 """After so many seconds without text a comment is sent."""
@@ -47,6 +45,7 @@ class RelayServer:
         keys (`list[str]`): API keys; without any, everybody may ask.
         limits ([`Limits`]).
         prices ([`PriceTable`], *optional*): for the page at `/`.
+        origins (`list[str]`): other origins whose pages may ask this server (CORS); `*` is all.
     """
 
     def __init__(
@@ -56,12 +55,14 @@ class RelayServer:
         keys: list[str] = [],  # noqa: B006
         limits: Limits = Limits(),
         prices: PriceTable | None = None,
+        origins: list[str] = [],  # noqa: B006
     ):
         self.pair = pair
         self.model = model
         self.limits = limits
         self.metrics = Metrics()
         self.keys = Keys(keys)
+        self._origins = list(origins)
         self.places = Admission(limits.max_in_flight, limits.max_queue)
         self._started = int(time.time())
         self._page = render_chat_page(model, pair.holds_conversation, prices)
@@ -70,15 +71,28 @@ class RelayServer:
         """The ASGI application."""
         routes = [
             Route("/", self.page, methods=["GET"]),
-            Route("/v1/chat/completions", _Route(self, self.chat), methods=["POST"]),
-            Route("/v1/completions", _Route(self, self.completions), methods=["POST"]),
-            Route("/v1/models", _Route(self, self.models), methods=["GET"]),
-            Route("/v1/models/{model:path}", _Route(self, self.models), methods=["GET"]),
+            Route("/v1/chat/completions", ApiRoute(self.keys, self.limits, self.metrics, self.chat), methods=["POST"]),
+            Route(
+                "/v1/completions", ApiRoute(self.keys, self.limits, self.metrics, self.completions), methods=["POST"]
+            ),
+            Route("/v1/responses", ApiRoute(self.keys, self.limits, self.metrics, self.responses), methods=["POST"]),
+            Route("/tokenize", ApiRoute(self.keys, self.limits, self.metrics, self.tokenize), methods=["POST"]),
+            Route("/detokenize", ApiRoute(self.keys, self.limits, self.metrics, self.detokenize), methods=["POST"]),
+            Route("/v1/models", ApiRoute(self.keys, self.limits, self.metrics, self.models), methods=["GET"]),
+            Route(
+                "/v1/models/{model:path}", ApiRoute(self.keys, self.limits, self.metrics, self.models), methods=["GET"]
+            ),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.show_metrics, methods=["GET"]),
         ]
-        return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _http_error})
+        shared = Middleware(CORSMiddleware, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"])
+        return Starlette(
+            routes=routes,
+            middleware=[shared] if self._origins else [],
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: _http_error},
+        )
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette):
@@ -91,14 +105,52 @@ class RelayServer:
     async def chat(self, request: Request, reply: Reply):
         """`/v1/chat/completions`."""
         asked = await self._read(request, ChatRequest)
-        prompt = self.pair.chat([message.to_dict() for message in asked.messages])
-        await self._answer(request, reply, asked, prompt, Form("chat", self.model, _wants_usage(asked)))
+        prompt = self._conversation(asked)
+        await self._answer(request, reply, asked, [prompt], Form("chat", self.model, _wants_usage(asked)))
 
     async def completions(self, request: Request, reply: Reply):
         """`/v1/completions`."""
         asked = await self._read(request, CompletionRequest)
-        prompt = self.pair.complete(asked.prompt)
-        await self._answer(request, reply, asked, prompt, Form("text", self.model, _wants_usage(asked)))
+        prompts = [self.pair.complete(prompt) for prompt in asked.prompt]
+        texts = [
+            given if isinstance(given, str) else self.pair.vocabulary.decode(given)
+            for given in asked.prompt
+            if asked.echo
+        ]
+        echoes = [text for text in texts for _ in range(asked.n)]
+        await self._answer(request, reply, asked, prompts, Form("text", self.model, _wants_usage(asked), echoes))
+
+    async def responses(self, request: Request, reply: Reply):
+        """`/v1/responses`."""
+        asked = await self._read(request, ResponsesRequest)
+        prompt = self.pair.chat([message.to_dict() for message in asked.messages])
+        await self._answer(request, reply, asked, [prompt], ResponsesForm(self.model, asked))
+
+    def _conversation(self, asked: ChatRequest | TokenizeRequest) -> RelayPrompt:
+        if asked.chat_template_kwargs and getattr(self.pair.teacher, "api", "") in ("chat", "instruct"):
+            raise PromptError(
+                "chat_template_kwargs cannot reach the teacher, whose server has a template of its own; leave them out.",
+                "chat_template_kwargs",
+            )
+        return self.pair.chat([message.to_dict() for message in asked.messages or ()], template_fields(asked))
+
+    async def tokenize(self, request: Request, reply: Reply):
+        """`/tokenize`: the student's tokens of a text or a conversation, as vLLM's server gives them."""
+        asked = await self._read(request, TokenizeRequest)
+        tokenizer = self.pair.vocabulary.tokenizer
+        if asked.prompt is None:
+            ids = self._conversation(asked).student
+        else:
+            ids = list(tokenizer(asked.prompt, add_special_tokens=asked.add_special_tokens)["input_ids"])
+        found: dict[str, Any] = {"count": len(ids), "max_model_len": self.pair.student.max_context, "tokens": ids}
+        found["token_strs"] = tokenizer.convert_ids_to_tokens(ids) if asked.return_token_strs else None
+        await reply.whole(JSONResponse(found))
+
+    async def detokenize(self, request: Request, reply: Reply):
+        """`/detokenize`: the text of the student's tokens."""
+        asked = await self._read(request, DetokenizeRequest)
+        self.pair.check_ids(asked.tokens, "tokens")
+        await reply.whole(JSONResponse({"prompt": self.pair.vocabulary.decode(asked.tokens)}))
 
     async def _read(self, request: Request, kind: type[AnyRequest]) -> AnyRequest:
         body = await read_body(request, self.limits.max_body_bytes, self.limits.body_timeout_s)
@@ -109,17 +161,19 @@ class RelayServer:
         except (ValueError, RecursionError) as error:  # also for bytes that are not UTF-8
             raise ApiError(400, f"The body is no valid JSON: {error}.", code="invalid_json") from None
         asked = parse(parsed, kind)
-        self._check_model(asked.model)
+        self._check_model(getattr(asked, "model", None))
         return asked
 
-    def _check_model(self, model: str):
-        if model != self.model:
+    def _check_model(self, model: str | None):
+        if model is not None and model != self.model:
             raise ApiError(
                 404, f"The model {model!r} does not exist; this server has {self.model!r}.", "model", "model_not_found"
             )
 
-    async def _answer(self, request: Request, reply: Reply, asked: Asked, prompt: RelayPrompt, form: Form):
-        questions = self._questions(asked, prompt)
+    async def _answer(
+        self, request: Request, reply: Reply, asked: Asked, prompts: list[RelayPrompt], form: Form | ResponsesForm
+    ):
+        questions = [question for prompt in prompts for question in self._questions(asked, prompt)]
         started, has_text = time.perf_counter(), False
 
         async def tell(news: News):
@@ -127,13 +181,13 @@ class RelayServer:
             if news and not has_text:
                 has_text = True
                 self.metrics.first_token.observe(time.perf_counter() - started)
-            await reply.events(("" if reply.has_begun else form.opening(asked.n)) + form.news(news))
+            await reply.events(("" if reply.has_begun else form.opening(len(questions))) + form.news(news))
 
-        async with cancelled_by_hang_up(request), self.places.taken(asked.n):
+        async with cancelled_by_hang_up(request), self.places.taken(len(questions)):
             answers = await answer_all(
                 questions, self.pair.student, self.pair.teacher, tell if asked.stream else None, _MOST_QUIET_S
             )
-        length = len(prompt.student)
+        length = sum(len(prompt.student) for prompt in prompts)
         self.metrics.add(answers, length)
         if asked.stream:
             await reply.events(form.closing(answers, length), is_last=True)
@@ -152,17 +206,7 @@ class RelayServer:
             own = getattr(self.pair.rules, name)
             if own is not None:
                 options[name] = min(options.get(name, own), own)
-        questions = [
-            self.pair.question(prompt, seed=choice_seed(asked.seed, index), **options) for index in range(asked.n)
-        ]
-        room = questions[0].config.max_completion_tokens
-        if asked.max_tokens is not None and asked.max_tokens > room:
-            raise PromptError(
-                f"max_tokens is {asked.max_tokens}; after a prompt of {length} tokens there is room for {room}.",
-                "max_tokens",
-                "context_length_exceeded",
-            )
-        return questions
+        return [self.pair.question(prompt, seed=choice_seed(asked.seed, index), **options) for index in range(asked.n)]
 
     async def models(self, request: Request, reply: Reply):
         """`/v1/models`, and one of them."""
@@ -205,45 +249,6 @@ class RelayServer:
         self.metrics.queued.set(self.places.queued)
         self.metrics.teacher_up.set(float(getattr(self.pair.teacher, "is_up", self.pair.teacher is not None)))
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
-
-
-@dataclass(frozen=True)
-class _Route:
-    """What all of `/v1` shares: the check of the key, hang-ups, errors in OpenAI's form, counters. An ASGI application."""
-
-    server: RelayServer
-    answer: Callable[[Request, Reply], Awaitable[None]]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send):
-        request = Request(scope, receive)
-        reply = Reply(scope, receive, send, self.server.limits.client_timeout_s)
-        metrics, started = self.server.metrics, time.perf_counter()
-        try:
-            try:
-                self.server.keys.check(request)
-                await self.answer(request, reply)
-            except (ClientDisconnect, OSError):
-                raise
-            except Exception as failure:
-                await reply.error(_as_api_error(failure))
-        except (ClientDisconnect, OSError):  # a client that does not read raises TimeoutError, which is an OSError
-            metrics.hang_ups.inc()
-        finally:
-            metrics.requests.labels(scope["route"].path, str(reply.status)).inc()
-            if request.method == "POST":
-                metrics.seconds.observe(time.perf_counter() - started)
-
-
-def _as_api_error(failure: Exception) -> ApiError:
-    if isinstance(failure, ApiError):
-        return failure
-    if isinstance(failure, PromptError):
-        return ApiError(400, str(failure), failure.param, failure.code)
-    if isinstance(failure, EngineError):
-        logger.error("The student failed: %s", failure)
-        return ApiError(503, "The student cannot answer now.", code="student_unavailable", retry_after_s=5)
-    logger.error("A request failed.", exc_info=failure)
-    return ApiError(500, "The server failed; its log says more.", code="internal_error")
 
 
 def _wants_usage(asked: Asked) -> bool:

@@ -6,6 +6,7 @@ Owns names, defaults and limits of options, and how a pair is loaded. The parame
 import ipaddress
 import logging
 import os
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,6 +114,7 @@ class ServingConfig(TeacherFields):
     max_prompt_length: int | None = None
     body_timeout_s: float = 30.0
     client_timeout_s: float = 60.0
+    cors_origins: list[str] | None = None
     shutdown_s: float = 30.0
 
     def __post_init__(self):
@@ -134,6 +136,13 @@ class ServingConfig(TeacherFields):
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; it must be 0 (any free one) to 65535.")
         Sampling(self.temperature, self.top_p)
+        if isinstance(self.cors_origins, str):
+            self.cors_origins = [self.cors_origins]
+        for origin in self.cors_origins or ():
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(
+                    f"cors_origins has {origin!r}; an origin is like https://chat.example.com, without a path, or *."
+                )
         if not self.keys() and not _is_local(self.host):
             raise ValueError(
                 f"host is {self.host!r}, where others than this machine can ask, and there is no API key; set "

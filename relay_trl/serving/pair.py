@@ -4,7 +4,7 @@ Owns the way from a conversation or a text to both models' prompts, and from the
 question. `answer.py` answers; `app.py` has the HTTP routes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -84,8 +84,12 @@ class Pair:
         # Built for each request, because the teacher's server may come up later.
         return self.record.prompt_builder(self.vocabulary.tokenizer, self.teacher)
 
-    def chat(self, messages: list[dict[str, str]]) -> RelayPrompt:
+    def chat(self, messages: list[dict[str, str]], template: Mapping[str, Any] = {}) -> RelayPrompt:  # noqa: B006
         """The prompt of a conversation. Each user turn is put into the template that the student was trained with.
+
+        Args:
+            messages (`list[dict]`).
+            template (`Mapping`): further arguments of both models' chat templates, over those of the record.
 
         Raises:
             PromptError: a chat template refuses it.
@@ -98,30 +102,36 @@ class Pair:
             if self.record.system_prompt and messages[0]["role"] != "system":
                 messages = [{"role": "system", "content": self.record.system_prompt}, *messages]
         try:
-            prompt = self._builder.build(messages)
+            builder = self._builder
+            builder.chat_template_kwargs = {**builder.chat_template_kwargs, **template}
+            prompt = builder.build(messages)
         except Exception as error:  # templates are programs and can raise anything
             raise PromptError(f"The model's chat template refuses these messages: {error}", "messages") from error
         return self._checked(prompt, "messages")
 
-    def complete(self, text: str | list[int]) -> RelayPrompt:
+    def complete(self, given: str | list[int]) -> RelayPrompt:
         """The prompt of a text, or of the student's token ids, without a template.
 
         Raises:
             PromptError: it is empty, or has ids that the student does not have.
         """
         tokenizer = self.vocabulary.tokenizer
-        if isinstance(text, str):
-            ids = list(tokenizer(text)["input_ids"])
+        if isinstance(given, str):
+            text, ids = given, list(tokenizer(given)["input_ids"])
         else:
-            ids = text
-            if not all(0 <= token < self.vocabulary.size for token in ids):
-                raise PromptError(f"The prompt has token ids outside 0 to {self.vocabulary.size - 1}.", "prompt")
+            ids = given
+            self.check_ids(ids, "prompt")
             begin = next((k for k, token in enumerate(ids) if token != tokenizer.bos_token_id), len(ids))
             text = tokenizer.decode(ids[begin:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         # The token that begins the student's prompt would be words to a teacher, which has a beginning of its own
         while tokenizer.bos_token and text.startswith(tokenizer.bos_token):
             text = text.removeprefix(tokenizer.bos_token)
         return self._checked(RelayPrompt(ids, self._for_teacher(text, ids)), "prompt")
+
+    def check_ids(self, ids: list[int], param: str):
+        """Refuses ids that the student does not have."""
+        if not all(0 <= token < self.vocabulary.size for token in ids):
+            raise PromptError(f"The {param} has token ids outside 0 to {self.vocabulary.size - 1}.", param)
 
     def _for_teacher(self, text: str, ids: list[int]) -> Any:
         teacher = self.teacher
@@ -150,6 +160,8 @@ class Pair:
         stop: str | Sequence[str] = (),
         show_commands: bool = False,
         use_teacher: bool = True,
+        top_logprobs: int | None = None,
+        echo: bool = False,
         **options: Any,
     ) -> Question:
         """The question of a prompt.
@@ -157,8 +169,9 @@ class Pair:
         Args:
             prompt ([`RelayPrompt`]).
             seed (`int`, *optional*), stop (`str` or `Sequence[str]`): see [`Question`].
-            max_tokens (`int`, *optional*): most tokens of the answer, if there is room for them.
-            show_commands (`bool`, defaults to `False`), use_teacher (`bool`, defaults to `True`): see [`Question`].
+            max_tokens (`int`, *optional*): most tokens of the answer, if there is room for them; 0 writes none.
+            show_commands (`bool`, defaults to `False`), use_teacher (`bool`, defaults to `True`), top_logprobs (`int`,
+                *optional*), echo (`bool`, defaults to `False`): see [`Question`].
             **options: `temperature`, `top_p`, `top_k` and `min_p` of the student; `max_calls`, `max_call_tokens`,
                 `max_teacher_tokens`, `call_bias`, `fixed_call_tokens` and `is_ended_by_teacher` of the relay.
 
@@ -178,12 +191,12 @@ class Pair:
             )
         rules = replace(
             self.rules,
-            max_completion_tokens=room if max_tokens is None else min(max_tokens, room),
+            max_completion_tokens=room if not max_tokens else min(max_tokens, room),
             student=replace(self.rules.student, **{name: options.pop(name) for name in _STUDENT if name in options}),
             **options,
         )
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Question(prompt, rules, seed, stop, show_commands, use_teacher)
+        return Question(prompt, rules, seed, stop, show_commands, use_teacher, top_logprobs, echo, max_tokens == 0)
 
     def room_for(self, prompt: RelayPrompt) -> int:
         """Most tokens of an answer to `prompt`."""

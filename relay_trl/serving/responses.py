@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..trace import Reading
 from .answer import Answer, News
+from .logprobs import as_chat, as_completion
 from .protocol import ApiError
 from .reader import Delta
 
@@ -28,11 +29,13 @@ class Form:
         kind (`"chat"` or `"text"`).
         model (`str`): the name that was asked for.
         has_usage (`bool`, defaults to `False`): whether a stream ends with the usage.
+        echoes (`list[str]`): text in front of each answer, its prompt's; empty without.
     """
 
     kind: Literal["chat", "text"]
     model: str
     has_usage: bool = False
+    echoes: list[str] = field(default_factory=list)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -46,25 +49,39 @@ class Form:
         choices = []
         for index, answer in enumerate(answers):
             said = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            text = {"text": (self.echoes[index] if self.echoes else "") + answer.text}
             choices.append(
                 {
                     "index": index,
-                    **(said if self.kind == "chat" else {"text": answer.text}),
-                    "logprobs": None,
+                    **(said if self.kind == "chat" else text),
+                    "logprobs": self._logprobs(answer),
                     "finish_reason": answer.finish_reason,
-                    "relay": {"spans": [_span(span) for span in answer.spans], **_outcome(answer)},
+                    "relay": {"spans": [span_of(span) for span in answer.spans], **outcome(answer)},
                 }
             )
         name = "chat.completion" if self.kind == "chat" else "text_completion"
         return self._object(name, choices, usage=usage(answers, prompt_tokens))
 
-    def _chunk(self, index: int, text: str | None, relay: dict | None, finish: str | None = None, **delta: Any) -> str:
+    def _logprobs(self, answer: Answer) -> dict[str, Any] | None:
+        if answer.places is None:
+            return None
+        return as_chat(answer.places) if self.kind == "chat" else as_completion(answer.places)
+
+    def _chunk(
+        self,
+        index: int,
+        text: str | None,
+        relay: dict | None,
+        finish: str | None = None,
+        logprobs: dict | None = None,
+        **delta: Any,
+    ) -> str:
         said: dict[str, Any]
         if self.kind == "chat":
             said = {"delta": {**delta, **({} if text is None else {"content": text})}}
         else:
             said = {"text": text or ""}
-        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish}
         if relay is not None:
             choice["relay"] = relay
         name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
@@ -73,14 +90,14 @@ class Form:
     def opening(self, choices: int) -> str:
         """The beginning of a stream."""
         if self.kind == "text":
-            return ""
+            return "".join(self._chunk(index, text, None) for index, text in enumerate(self.echoes))
         return "".join(self._chunk(index, "", None, role="assistant") for index in range(choices))
 
     def news(self, news: News) -> str:
         """The next part of a stream. If there are no news, a comment, so that no proxy closes the connection."""
         return (
             "".join(
-                self._chunk(index, None, _outcome(said), said.finish_reason)
+                self._chunk(index, None, outcome(said), said.finish_reason, self._logprobs(said))
                 if isinstance(said, Answer)
                 else self._chunk(index, said.text, {"author": said.author, "tokens": said.tokens})
                 for index, said in news
@@ -133,11 +150,13 @@ def _read(name: str, parts: list[Reading]) -> dict[str, int | None]:
     return {f"{name}_read_tokens": read.tokens, f"{name}_cached_tokens": read.cached}
 
 
-def _span(span: Delta) -> dict[str, Any]:
+def span_of(span: Delta) -> dict[str, Any]:
+    """A stretch of one author."""
     return {"author": span.author, "text": span.text, "tokens": span.tokens}
 
 
-def _outcome(answer: Answer) -> dict[str, Any]:
+def outcome(answer: Answer) -> dict[str, Any]:
+    """How an answer ended, and what became of its calls."""
     return {
         "calls": [
             {
@@ -151,4 +170,5 @@ def _outcome(answer: Answer) -> dict[str, Any]:
         ],
         "stop": "stop_string" if answer.is_stopped else answer.trace.stop,
         "teacher_failed": answer.has_failed_teacher,
+        **({} if answer.places is None else {"all_scored": answer.is_scored}),
     }

@@ -101,8 +101,7 @@ def test_a_wrong_value_is_named(server, fields, param):
         {"frequency_penalty": 0.5},
         {"presence_penalty": 1},
         {"logit_bias": {"5": 1}},
-        {"logprobs": True},
-        {"top_logprobs": 2},
+        {"logprobs": True},  # of an engine that scores no texts
         {"tools": [{"type": "function"}]},
         {"response_format": {"type": "json_object"}},
         {"best_of": 2},
@@ -150,13 +149,12 @@ def test_a_body_that_another_site_could_send(server):
     refused(post(server, b"{}", **{"content-type": "text/plain"}), 415)
 
 
-@pytest.mark.parametrize("fields", [{"messages": [{"role": "user", "content": "x" * 64}]}, {"max_tokens": 64}])
-def test_what_does_not_fit_the_context(server, fields):
-    error = refused(post(server, {**GOOD, **fields}), 400)
+def test_what_does_not_fit_the_context(server):
+    error = refused(post(server, {**GOOD, "messages": [{"role": "user", "content": "x" * 64}]}), 400)
     assert error["code"] == "context_length_exceeded" and "64" in error["message"]
 
 
-@pytest.mark.parametrize("prompt", [[10**6], [-1], "", [], ["a", "b"], [[1], [2]], 5])
+@pytest.mark.parametrize("prompt", [[10**6], [-1], "", [], ["a", ""], [[1], []], 5])
 def test_a_prompt_of_completions_that_is_none(server, prompt):
     refused(post(server, {"model": "pair", "prompt": prompt}, "/v1/completions"), 400)
 
