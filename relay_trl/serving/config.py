@@ -74,6 +74,8 @@ class ServingConfig(TeacherFields):
         max_prompt_length: most tokens of a prompt.
         body_timeout_s: seconds for a body to come in.
         client_timeout_s: seconds that a client may take nothing.
+        cors_origins (`list[str]`, *optional*): origins of other servers' pages that may ask this one from a browser, such as
+            `https://chat.example.com`; `*` is all. `None`: none but its own page.
         shutdown_s (`float`, defaults to `30`): seconds that answers under way have to end after a SIGTERM.
 
     Raises:
