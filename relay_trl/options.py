@@ -5,7 +5,7 @@ Owns names, defaults and limits of these options, as dataclasses that the stages
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from .call_syntax import CallSyntax
@@ -33,6 +33,18 @@ def template_options(config: Any) -> dict[str, Any]:
     """`chat_template_kwargs` of a stage's config; thinking is off unless asked for."""
     given = mapping("chat_template_kwargs", getattr(config, "chat_template_kwargs", None))
     return {"enable_thinking": False, **(given or {})}
+
+
+def given_options(config: Any) -> dict[str, Any]:
+    """The options that are not at their default, by name."""
+    given = {}
+    for item in fields(config):
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        value = getattr(config, item.name)
+        is_no = default == "no" and value is False  # as a YAML and argparse read it
+        if value != default and not is_no:
+            given[item.name] = value
+    return given
 
 
 def check_file(path: str, what: str) -> str:

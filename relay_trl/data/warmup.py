@@ -16,7 +16,7 @@ from ..engines.base import Engine, Sampling
 from ..engines.in_flight import ask_past_failures
 from ..engines.transformers import TransformersEngine
 from ..grading.grader import Grader
-from ..options import PromptFields
+from ..options import PromptFields, given_options
 from ..prompts import PromptBuilder
 from ..redaction import redact
 from ..relay import RelayRules, relay
@@ -27,6 +27,12 @@ from .random_calls import command_ids, insert_calls
 from .searched_calls import CallSearch, SearchFields
 
 CALLS = ("random", "searched")
+
+_ONLY = {
+    "random": {"call_weights", "num_orders", "step_share", "step_start_share"},
+    "searched": {f.name for f in fields(SearchFields)} - {"step_end"},
+}
+"""Options of one kind of calls that the other does not have."""
 
 _ASKING = ("teacher_backend", "teacher_timeout_s", "teacher_retries", "teacher_concurrency", "max_teacher_failures")
 """Options of requests to the teacher, which do not change an answer."""
@@ -106,6 +112,7 @@ class WarmupConfig(PromptFields, SearchFields):
                 raise ValueError(f"{name} is {share}, but step_end is not set; say what ends a step, as ';'.")
         if self.calls not in CALLS:
             raise ValueError(f"calls is {self.calls!r}; it must be one of {', '.join(CALLS)}.")
+        self._check_unused()
         if self.calls == "searched":
             self.check_search()
         if self.called_share is not None and not 0 < self.called_share < 1:
@@ -119,15 +126,25 @@ class WarmupConfig(PromptFields, SearchFields):
         except re.error as error:
             raise ValueError(f"step_end is {self.step_end!r}, which is no regular expression: {error}.") from error
 
-    def answer_seed(self, number: int) -> int:
-        """The seed of an answer."""
-        return self.seed * 1_000_003 + number
+    def _check_unused(self):
+        """Refuses options of the other kind of calls."""
+        other = "searched" if self.calls == "random" else "random"
+        given = {name: value for name, value in given_options(self).items() if name in _ONLY[other]}
+        for name, value in redact(given).items():
+            raise ValueError(
+                f"{name} is {value!r}, which has an effect with calls: {other} only; leave it out, or set that."
+            )
+        if self.step_end and self.calls == "random" and not (self.step_share or self.step_start_share):
+            raise ValueError(
+                f"step_end is {self.step_end!r}, which has an effect with step_share, step_start_share or calls: searched only; "
+                "leave it out, or set one of them."
+            )
 
     def settings(self, rows: list[dict]) -> dict:
         """What the answers to `rows` depend on."""
         elsewhere = {*("output", "max_in_flight", "student_backend", "shard", "called_share"), *_ASKING}
-        searched = {f.name for f in fields(SearchFields)} - {"step_end"} if self.calls == "random" else set()
-        kept = {name: value for name, value in asdict(self).items() if name not in elsewhere | searched}
+        unused = _ONLY["searched"] if self.calls == "random" else set()
+        kept = {name: value for name, value in asdict(self).items() if name not in elsewhere | unused}
         weights = {"student_weights": fingerprint(self.student), "teacher_weights": fingerprint(self.teacher or "")}
         return redact({**kept, **weights, "problems": fingerprint_rows(rows)})
 

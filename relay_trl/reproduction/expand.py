@@ -5,7 +5,7 @@ which can also be run by hand. `running.py` runs the stages.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from shlex import join, split
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 
 from ..evaluation.config import FROM_STUDENT
 from ..evaluation.methods import load_methods
+from ..options import TeacherFields
 from .pair import MAIN, Pair
 from .sections import SECTIONS, options_of
 
@@ -208,7 +209,8 @@ def _wired(run: _Run, section: str, folder: Path) -> dict[str, Any]:
         if stage.result
     }
     if section == "warmup":
-        return {"student": pair.student, "teacher": pair.teacher, "output": f"{folder}.jsonl"}
+        teacher = {"teacher": pair.teacher} if _asks(run, section) else {}
+        return {"student": pair.student, **teacher, "output": f"{folder}.jsonl"}
     if section == "sft":
         wired = {"model_name_or_path": pair.student, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
         return wired | ({"warmup_data": made["warmup"]} if "warmup" in made else {})
@@ -227,9 +229,17 @@ def _wired(run: _Run, section: str, folder: Path) -> dict[str, Any]:
     return {**models, "output_dir": str(folder), **router}
 
 
+def _asks(run: _Run, section: str) -> bool:
+    """Whether a section may ask the teacher: of all warm-ups only a search does."""
+    settings = {**run.sections[section], **run.pair.overrides.get(section, {})}
+    return section != "warmup" or settings.get("calls") == "searched"
+
+
 def _of_task(run: _Run, section: str, has_input: bool) -> dict[str, Any]:
     """Those options of the task that the stage's recipe has."""
     left_out = {"skip_long_prompts"} if section == "sft" else set()  # no rows of the warm-up are left out
+    if not _asks(run, section):
+        left_out = {item.name for item in fields(TeacherFields)}
     if section == "evaluate" and ("grpo" in run.stages or "sft" in run.stages):
         left_out = _NOT_ASKED
     if section == "evaluate":
@@ -242,8 +252,6 @@ def _of_task(run: _Run, section: str, has_input: bool) -> dict[str, Any]:
 
 def _connect(run: _Run, section: str, settings: dict[str, Any]) -> str | None:
     """Sets the address of the teacher's server, if the profile has one; returns the server's options."""
-    if section == "warmup" and settings.get("calls") != "searched":  # only a search asks the teacher
-        settings.pop("teacher", None)
     teacher = settings.get("teacher")
     if not teacher:
         return None

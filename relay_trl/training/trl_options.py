@@ -6,8 +6,10 @@ tests/training/test_trl_options.py compares both with each other and with the in
 
 import logging
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from ..options import given_options
 
 logger = logging.getLogger(__name__)
 
@@ -204,15 +206,3 @@ def refuse_unused(config: Any, refused: dict[str, str], needs: list[Needs]):
         raise ValueError(
             f"{unused[0]} is {given[unused[0]]!r}, which has an effect with {need.setting} only; leave it out, or set that."
         )
-
-
-def given_options(config: Any) -> dict[str, Any]:
-    """The options that are not at their default, by name."""
-    given = {}
-    for item in fields(config):
-        default = item.default_factory() if item.default_factory is not MISSING else item.default
-        value = getattr(config, item.name)
-        is_no = default == "no" and value is False  # as a YAML and argparse read it
-        if value != default and not is_no:
-            given[item.name] = value
-    return given

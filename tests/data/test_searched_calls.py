@@ -302,6 +302,12 @@ def test_a_failing_teacher_loses_its_problems_and_no_others():
         ({"called_share": 1.0}, "called_share is 1.0; it is a share between 0 and 1, both left out"),
         ({"shard": 2, "num_shards": 2}, "shard is 2; with num_shards 2 it must be 0 to 1"),
         ({"teacher_backend": "x"}, "teacher_backend is 'x'"),
+        (
+            {"call_weights": [1, 1]},
+            r"call_weights is \[1, 1\], which has an effect with calls: random only; leave it out",
+        ),
+        ({"num_orders": 2}, "num_orders is 2, which has an effect with calls: random only"),
+        ({"step_end": ";", "step_share": 0.5}, "step_share is 0.5, which has an effect with calls: random only"),
         ({"teacher_temperature": -1.0}, "temperature must be >= 0"),
     ],
 )

@@ -259,6 +259,16 @@ def test_weights_are_the_frequencies_of_calls():
         ({"step_start_share": -0.1, "step_end": ";"}, "step_start_share is -0.1; it is a share between 0 and 1"),
         ({"step_start_share": 0.5}, "step_start_share is 0.5, but step_end is not set"),
         ({"step_share": 0.5, "step_end": "("}, "no regular expression"),
+        (
+            {"step_end": ";"},
+            "step_end is ';', which has an effect with step_share, step_start_share or calls: searched only",
+        ),
+        ({"tries": 4}, "tries is 4, which has an effect with calls: searched only; leave it out, or set that"),
+        (
+            {"teacher": "http://me:secret@t/v1"},
+            r"teacher is 'http://\*\*\*@t/v1', which has an effect with calls: searched",
+        ),
+        ({"teacher_headers": '{"k": "secret"}'}, "teacher_headers is None, which"),
     ],
 )
 def test_what_makes_no_warmup(fields, said):

@@ -288,12 +288,16 @@ def test_check_says_what_would_stop_a_pair(write, tmp_path):
 def test_the_warm_up_asks_the_teacher_only_for_a_search():
     path = ROOT / "recipes/pairs/arithmetic.yaml"
 
-    def warmup(*changes):
-        (stage,) = (s for s in expand(load_pair(path, "cpu", changes, gpus=0)) if s.section == "warmup")
+    def warmup(*changes, path=path, profile="cpu", gpus=0):
+        (stage,) = (s for s in expand(load_pair(path, profile, changes, gpus=gpus)) if s.section == "warmup")
         return stage.settings
 
     assert warmup()["teacher"] == "data/arithmetic/teacher" and warmup()["calls"] == "searched"
     assert "teacher" not in warmup("warmup.calls=random")
+    api = warmup(path=ROOT / "recipes/pairs/smollm2_360m_with_api.yaml", profile="1gpu", gpus=1)
+    assert not [name for name in api if name.startswith("teacher")], (
+        "what the task says of the teacher is for other stages"
+    )
 
 
 def test_the_checks_command_takes_changes_behind_options(write):
