@@ -9,6 +9,7 @@ import heapq
 import itertools
 import logging
 import math
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -43,8 +44,8 @@ class SearchFields(TeacherFields):
         doubt (`float`, defaults to `0.8`): a token also needs help if the student gives it a lower probability than this and
             the teacher does not. A call also covers other tokens in a row to which the student gives a lower one.
         gap (`int`, defaults to `3`): most tokens between two such tokens in one call.
-        keep_lucky (`bool`, defaults to `True`): keep a right answer even if some of its tokens need help; `False` searches
-            until there are none.
+        keep_lucky (`float`, defaults to `1.0`): share of the problems in which a right answer is kept even if some of its tokens
+            need help, drawn for each problem; in the others the search goes on until none do.
         step_end (`str`, *optional*): regular expression for the end of a step, which belongs to the step, such as `;`; `None`
             means lines. Whole steps are tried if the teacher gives no probabilities.
         max_teacher_failures (`int`, defaults to `16`): the run stops after so many failed problems in a row.
@@ -58,7 +59,7 @@ class SearchFields(TeacherFields):
     disagreement: float = 0.1
     doubt: float = 0.8
     gap: int = 3
-    keep_lucky: bool = True
+    keep_lucky: float = 1.0
     step_end: str | None = None
     max_teacher_failures: int = 16
     grading_time_limit_s: float = 5.0
@@ -78,9 +79,9 @@ class SearchFields(TeacherFields):
         for name in ("tries", "max_calls", "max_call_tokens", "max_teacher_failures"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
-        for name in ("disagreement", "doubt"):
+        for name, kind in {"disagreement": "probability", "doubt": "probability", "keep_lucky": "share"}.items():
             if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name} is {value}; it is a probability between 0 and 1.")
+                raise ValueError(f"{name} is {value}; it is a {kind} between 0 and 1.")
         if self.gap < 0:
             raise ValueError(f"gap is {self.gap}; it must be 0 or more tokens.")
 
@@ -152,6 +153,7 @@ class CallSearch:
             EngineError: student or teacher failed.
         """
         found, queue, numbers = Found(), [], itertools.count()
+        keeps_lucky = random.Random(f"{seed}/lucky").random() < self._rules.keep_lucky
         while found.tries < self._rules.tries:
             turn = found.tries
             found.tries += 1
@@ -165,7 +167,7 @@ class CallSearch:
             is_right = (await asyncio.to_thread(self._grader.grade, [trace.answer], [gold]))[0]
             if any(call.delivered == 0 for call in trace.calls):  # the student's own, or one without room
                 continue
-            needs = [] if is_right and self._rules.keep_lucky else await self._needs(trace, prompt, found)
+            needs = [] if is_right and keeps_lucky else await self._needs(trace, prompt, found)
             if is_right and not (needs and self._gives_scores):
                 found.is_own = turn == 0
                 found.trace = trace if self._is_caller else self._with_commands(trace)

@@ -95,7 +95,7 @@ def teacher_text(row, vocabulary=LETTERS):
 
 
 def test_a_call_stands_where_the_teacher_would_not_have_written_the_students_token():
-    entry = search(wrong_student("2*3=7;6+4=10;#10"), right_teacher(), disagreement=0.1, gap=0, keep_lucky=False)[0]
+    entry = search(wrong_student("2*3=7;6+4=10;#10"), right_teacher(), disagreement=0.1, gap=0, keep_lucky=0)[0]
     # The right words behind the wrong 7 are no right answer to the teacher, so the first call reaches to the end
     row = entry["row"]
     assert entry["outcome"] == "helped" and entry["tries"] == 2
@@ -207,10 +207,13 @@ def test_luck_is_searched_on_request():
     """The scripted student gives each of its tokens 0.6, the teacher finds all of them certain."""
     student = ScriptedEngine(LETTERS, lambda context: goes_on(LETTERS.decode(context), LETTERS), "student")
     (kept,) = search(student, right_teacher(), doubt=0.7).values()
-    (called,) = search(student, right_teacher(), doubt=0.7, keep_lucky=False).values()
+    (called,) = search(student, right_teacher(), doubt=0.7, keep_lucky=0).values()
     assert kept["row"]["calls"] == 0 and called["row"]["calls"] == 1
-    (sure,) = search(student, right_teacher(), doubt=0.5, keep_lucky=False).values()
+    (sure,) = search(student, right_teacher(), doubt=0.5, keep_lucky=0).values()
     assert sure["row"]["calls"] == 0
+    some = search(student, right_teacher(), ROWS * 60, doubt=0.7, keep_lucky=0.3).values()
+    share = sum(entry["row"]["calls"] == 0 for entry in some) / 60
+    assert 0.1 < share < 0.5  # three standard errors
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["no scores", "no method"])
@@ -298,6 +301,7 @@ def test_a_failing_teacher_loses_its_problems_and_no_others():
         ({"max_call_tokens": 0}, "max_call_tokens is 0; it must be at least 1"),
         ({"doubt": 1.5}, "doubt is 1.5; it is a probability between 0 and 1"),
         ({"disagreement": -0.1}, "disagreement is -0.1; it is a probability"),
+        ({"keep_lucky": -0.1}, "keep_lucky is -0.1; it is a share between 0 and 1"),
         ({"gap": -1}, "gap is -1; it must be 0 or more tokens"),
         ({"called_share": 1.0}, "called_share is 1.0; it is a share between 0 and 1, both left out"),
         ({"shard": 2, "num_shards": 2}, "shard is 2; with num_shards 2 it must be 0 to 1"),
