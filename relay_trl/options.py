@@ -5,12 +5,14 @@ Owns names, defaults and limits of these options, as dataclasses that the stages
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from .call_syntax import CallSyntax
 from .engines.base import APIS, BACKENDS
 from .prompts import check_template
+from .redaction import redact
 
 
 def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
@@ -45,6 +47,19 @@ def given_options(config: Any) -> dict[str, Any]:
         if value != default and not is_no:
             given[item.name] = value
     return given
+
+
+def refuse_without(config: Any, names: Collection[str], setting: str):
+    """Refuses options that are not at their default, as `setting`, without which they have no effect, is not met.
+
+    Raises:
+        ValueError: with the first of them, its value, and the setting.
+    """
+    for name, value in redact(given_options(config)).items():
+        if name in names:
+            raise ValueError(
+                f"{name} is {value!r}, which has an effect with {setting} only; leave it out, or set that."
+            )
 
 
 def check_file(path: str, what: str) -> str:

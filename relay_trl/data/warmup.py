@@ -16,7 +16,7 @@ from ..engines.base import Engine, Sampling
 from ..engines.in_flight import ask_past_failures
 from ..engines.transformers import TransformersEngine
 from ..grading.grader import Grader
-from ..options import PromptFields, given_options
+from ..options import PromptFields, refuse_without
 from ..prompts import PromptBuilder
 from ..redaction import redact
 from ..relay import RelayRules, relay
@@ -112,7 +112,10 @@ class WarmupConfig(PromptFields, SearchFields):
                 raise ValueError(f"{name} is {share}, but step_end is not set; say what ends a step, as ';'.")
         if self.calls not in CALLS:
             raise ValueError(f"calls is {self.calls!r}; it must be one of {', '.join(CALLS)}.")
-        self._check_unused()
+        other = "searched" if self.calls == "random" else "random"
+        refuse_without(self, _ONLY[other], f"calls: {other}")
+        if self.calls == "random" and not (self.step_share or self.step_start_share):
+            refuse_without(self, {"step_end"}, "step_share, step_start_share or calls: searched")
         if self.calls == "searched":
             self.check_search()
         if self.called_share is not None and not 0 < self.called_share < 1:
@@ -125,20 +128,6 @@ class WarmupConfig(PromptFields, SearchFields):
             re.compile(self.step_end or "")
         except re.error as error:
             raise ValueError(f"step_end is {self.step_end!r}, which is no regular expression: {error}.") from error
-
-    def _check_unused(self):
-        """Refuses options of the other kind of calls."""
-        other = "searched" if self.calls == "random" else "random"
-        given = {name: value for name, value in given_options(self).items() if name in _ONLY[other]}
-        for name, value in redact(given).items():
-            raise ValueError(
-                f"{name} is {value!r}, which has an effect with calls: {other} only; leave it out, or set that."
-            )
-        if self.step_end and self.calls == "random" and not (self.step_share or self.step_start_share):
-            raise ValueError(
-                f"step_end is {self.step_end!r}, which has an effect with step_share, step_start_share or calls: searched only; "
-                "leave it out, or set one of them."
-            )
 
     def settings(self, rows: list[dict]) -> dict:
         """What the answers to `rows` depend on."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..options import given_options
+from ..options import given_options, refuse_without
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +203,4 @@ def refuse_unused(config: Any, refused: dict[str, str], needs: list[Needs]):
                 f"Without {need.setting}, {', '.join(unused)} {'have' if len(unused) > 1 else 'has'} no effect."
             )
             continue
-        raise ValueError(
-            f"{unused[0]} is {given[unused[0]]!r}, which has an effect with {need.setting} only; leave it out, or set that."
-        )
+        refuse_without(config, unused, need.setting)
