@@ -39,7 +39,7 @@ def main():
         os.chdir(ROOT)
         print(
             "Without options this trains the embedded arithmetic pair, the student after its warm-up (data/arithmetic/warmed_up) with "
-            "data/arithmetic/teacher, for about 3 minutes on two cores, into runs/first.",
+            "data/arithmetic/teacher, for about a minute on two cores, into runs/first.",
             flush=True,
         )
     arguments = list(EMBEDDED) if is_first else None
