@@ -1,28 +1,67 @@
-"""The way to one server: its URL and credentials, and the HTTP clients of the event loops that ask it.
+"""The way to one server: its URL and credentials, the connections of the event loops that ask it, and when a request is sent again.
 
 Owns what is secret of a server, how many requests are under way at once, and that connections close with their event loop.
+aiohttp sends the requests: one costs an eighth of the processor time that the `openai` client takes (`benchmarks/clients.py`).
 """
 
 import asyncio
+import json
 import os
+import random
+import ssl
+import time
+import weakref
 from base64 import b64encode
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
-from weakref import WeakKeyDictionary
+from urllib.request import getproxies, proxy_bypass
 
-import openai
+import aiohttp
+import certifi
+from yarl import URL
 
 from ..redaction import mask_credentials
 
 _CONNECT_TIMEOUT_S = 10.0
+_KEEP_S = 4.0
+"""Seconds that an idle connection is kept: less than the 5 after which uvicorn closes it."""
+
+_DELAY_S, _LONGEST_DELAY_S, _LONGEST_ASKED_S = 0.5, 8.0, 60.0
+_jitter = random.Random()  # not the generator whose seed a training sets
+
+
+class RequestError(Exception):
+    """A request that failed after all tries.
+
+    Args:
+        said (`str`): the server's words, or those of the failure.
+        status_code (`int`, *optional*): what the server answered; `None` if no answer came.
+        is_timeout (`bool`, defaults to `False`): whether it took too long.
+    """
+
+    def __init__(self, said: str, status_code: int | None = None, is_timeout: bool = False):
+        super().__init__(said)
+        self.said, self.status_code, self.is_timeout = said, status_code, is_timeout
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status_code in (None, 408, 409, 429) or self.status_code >= 500
+
+
+class BrokenOff(RequestError):
+    """An answer that began and did not come to its end."""
 
 
 @dataclass
 class Connection:
-    """A client in one event loop, the requests it may have under way, and what closes it."""
+    """A session in one event loop, the requests it may have under way, and what closes it."""
 
-    client: openai.AsyncOpenAI
+    session: aiohttp.ClientSession
     slots: asyncio.Semaphore
     end: AsyncGenerator[None, None]
 
@@ -61,46 +100,129 @@ class Connections:
         self.name = mask_credentials(base_url)
         # Not in the URL of a request, which the HTTP library logs
         self._base_url = base_url.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
-        self._auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
-        self._api_key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        self._headers = dict(headers or {})
-        sent = [b64encode(":".join(self._auth).encode()).decode(), self._auth[1]] if self._auth else []
-        hidden = (self._api_key, *sent, *self._headers.values())
+        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        hidden, given = [key, *(headers or {}).values()], f"Bearer {key}"
+        if parts.username:
+            password = unquote(parts.password or "")
+            encoded = b64encode(f"{unquote(parts.username)}:{password}".encode()).decode()
+            hidden += [encoded, password]
+            given = f"Basic {encoded}"
+        self._headers = {"Content-Type": "application/json", "Authorization": given, **(headers or {})}
         self.secrets = tuple(secret for secret in hidden if secret not in ("", "none"))
         self._max_concurrency = max_concurrency
         self._timeout_s = timeout_s
-        self._max_retries = max_retries
-        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
+        self._tries = max_retries + 1
+        self._by_loop: dict[asyncio.AbstractEventLoop, Connection] = {}
+        weakref.finalize(self, _drop, self._by_loop)  # in event loops that are never closed
 
     async def get(self) -> Connection:
         """The connection of the running event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._by_loop:
-            timeout = openai.Timeout(self._timeout_s, connect=min(self._timeout_s, _CONNECT_TIMEOUT_S))
-            client = openai.AsyncOpenAI(
-                base_url=self._base_url,
-                api_key=self._api_key,
-                timeout=timeout,
-                max_retries=self._max_retries,
-                default_headers=self._headers,
-                # The client's own would close itself in whatever event loop runs when it is collected
-                http_client=openai.DefaultAsyncHttpxClient(auth=self._auth),
+            wait_s = self._timeout_s
+            session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S, ssl=_certificates(self._base_url)),
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(None, sock_connect=min(wait_s, _CONNECT_TIMEOUT_S), sock_read=wait_s),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                **_proxy(self._base_url),
             )
-            connection = Connection(client, asyncio.Semaphore(self._max_concurrency), _close_with_loop(client))
-            self._by_loop[loop] = connection
-            await anext(connection.end)  # never waits
+            end = _close_with_loop(session, self._by_loop)
+            self._by_loop[loop] = Connection(session, asyncio.Semaphore(self._max_concurrency), end)
+            await anext(end)  # never waits
         return self._by_loop[loop]
+
+    async def send(
+        self, path: str, body: dict[str, Any] | None, read: Callable[[aiohttp.ClientResponse], Awaitable[Any]]
+    ) -> Any:
+        """What `read` makes of the answer to a request. A request that fails in a passing way is sent again.
+
+        Args:
+            path (`str`): behind the URL of the API.
+            body (`dict`, *optional*): sent as JSON; `None` asks with GET.
+            read (`Callable`): reads a good answer; if it raises [`BrokenOff`], the request is sent again.
+
+        Raises:
+            RequestError: there was no good answer in all tries.
+        """
+        connection = await self.get()
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        method, url = "GET" if data is None else "POST", f"{self._base_url}/{path}"
+        async with connection.slots:
+            for tried in range(self._tries):
+                asked: str | None = None
+                try:
+                    async with connection.session.request(method, url, data=data) as response:
+                        if response.status < 400:
+                            return await read(response)
+                        asked = response.headers.get("Retry-After")
+                        fault = RequestError((await response.read()).decode(errors="replace"), response.status)
+                except RequestError as error:
+                    fault = error
+                except TimeoutError as error:
+                    fault = RequestError(str(error) or type(error).__name__, is_timeout=True)
+                except (aiohttp.ClientError, OSError) as error:
+                    fault = RequestError(str(error) or type(error).__name__)
+                if not fault.is_passing or tried == self._tries - 1:
+                    break
+                await asyncio.sleep(_delay_s(tried, asked))
+        raise fault
 
     async def aclose(self):
         """Closes the connection of the running event loop; a later request opens a new one."""
-        connection = self._by_loop.pop(asyncio.get_running_loop(), None)
+        connection = self._by_loop.get(asyncio.get_running_loop())
         if connection is not None:
             await connection.end.aclose()
 
 
-async def _close_with_loop(client: openai.AsyncOpenAI) -> AsyncGenerator[None, None]:
+def _delay_s(tried: int, asked: str | None) -> float:
+    """Seconds before the next try: those that the server asked for, or twice as long each time."""
+    if asked:
+        date = parsedate_tz(asked)
+        try:
+            seconds = mktime_tz(date) - time.time() if date else float(asked)
+        except ValueError:
+            seconds = 0.0
+        if 0 < seconds <= _LONGEST_ASKED_S:
+            return seconds
+    return min(_DELAY_S * 2**tried, _LONGEST_DELAY_S) * (1 - 0.25 * _jitter.random())
+
+
+def _certificates(url: str) -> ssl.SSLContext | bool:
+    """Whom to trust: SSL_CERT_FILE and SSL_CERT_DIR, or Mozilla's list."""
+    if not url.startswith("https:"):
+        return True
+    is_given = "SSL_CERT_FILE" in os.environ or "SSL_CERT_DIR" in os.environ
+    return ssl.create_default_context(cafile=None if is_given else certifi.where())
+
+
+def _proxy(url: str) -> dict[str, Any]:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name for a URL, as a session takes it."""
+    parts = urlsplit(url)
+    named = getproxies().get(parts.scheme) or getproxies().get("all")
+    if not named or proxy_bypass(parts.netloc):
+        return {}
+    proxy = URL(named if "://" in named else f"http://{named}")
+    auth = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
+    return {"proxy": proxy.with_user(None), "proxy_auth": auth}
+
+
+async def _close_with_loop(session: aiohttp.ClientSession, by_loop: dict) -> AsyncGenerator[None, None]:
     """Waits for its end, which `asyncio.run` brings about before it closes its event loop."""
     try:
         yield
     finally:
-        await client.close()
+        by_loop.pop(asyncio.get_running_loop(), None)
+        await session.close()
+
+
+def _drop(by_loop: dict[asyncio.AbstractEventLoop, Connection]):
+    """Closes what event loops that do not run any more have left open; aiohttp would complain."""
+    for loop, connection in by_loop.items():
+        if loop.is_closed():
+            connection.session.detach()
+            continue
+        closing = connection.session.close()
+        with suppress(StopIteration):
+            closing.send(None)  # closes the transports; nobody is left to wait for their last words
+        closing.close()

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import openai
-
 from .base import EngineError, Generation, OnTokens
+from .connections import RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +30,9 @@ _REFUSAL = re.compile(
 )
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 _SPARED = (
+    "model",
+    "prompt",
+    "messages",
     "stop",
     "logit_bias",
     "logprobs",
@@ -108,15 +110,14 @@ class Dialect:
             return [*messages, {"role": "user", "content": _CONTINUE}], {}
         return [*messages[:-1], {**messages[-1], **way.message}], way.fields
 
-    def learn(self, error: openai.APIError, body: dict[str, Any]) -> bool:
+    def learn(self, error: RequestError, body: dict[str, Any]) -> bool:
         """Whether a refusal names a field that the request can do without; such a one is not sent again."""
-        if not isinstance(error, openai.APIStatusError) or error.status_code not in (400, 422):
+        said = error.said
+        if error.status_code not in (400, 422) or not _REFUSAL.search(said):
             return False
-        said = error.response.text
-        if not _REFUSAL.search(said):
-            return False
+        param = re.search(r'"param"\s*:\s*"(\w+)"', said)
         known = {key for key in body if key not in self._extra_body and key not in _SPARED} - self._refused
-        named = {key for key in known if key == error.param} or {
+        named = {key for key in known if param and key == param[1]} or {
             key for key in known if re.search(rf"(?<![\w.]){key}(?!\w)", said)
         }
         self._refused |= named

@@ -1,65 +1,60 @@
 """A server's streamed answer: joins server-sent events into the answer that would have come in one reply.
 
-Owns the shape of OpenAI's chunks and the handling of a stream that breaks off. `openai.py` owns connections and what goes
-wrong before an answer begins.
+Owns the shape of OpenAI's chunks and the handling of a stream that breaks off. `connections.py` owns what goes wrong before
+an answer begins.
 """
 
-import asyncio
-import importlib
-import importlib.util
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
+
+import aiohttp
 
 from ..vocabulary import Vocabulary
 from .base import OnTokens
+from .connections import BrokenOff
 from .replies import Replies, are_ids, first_choice
 
-_RETRY_DELAY_S = 0.5
-# The client wraps errors before an answer begins but not in the middle of one; its releases use different HTTP libraries.
-_HTTP_ERRORS: tuple[type[Exception], ...] = tuple(
-    importlib.import_module(name).HTTPError for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
-)
 _LAST = ("finish_reason", "stop_reason", "matched_stop")
 """Fields of a choice that come with its last chunk."""
 
 
 async def stream_answer(
-    create: Callable[..., Any],
-    request: dict[str, Any],
-    replies: Replies,
-    vocabulary: Vocabulary | None,
-    on_tokens: OnTokens,
+    response: aiohttp.ClientResponse, replies: Replies, vocabulary: Vocabulary | None, on_tokens: OnTokens
 ) -> dict[str, Any]:
-    """The answer to a streamed request, in the form of one that is not streamed.
-
-    If a stream breaks off before its first token, the request is repeated. After that it is not, as the listener has the beginning.
+    """The answer in a stream, in the form of one that is not streamed.
 
     Args:
-        create (`Callable`): the client's `with_streaming_response.create`.
-        request (`dict`): its arguments.
+        response ([`~aiohttp.ClientResponse`]): whose body has not been read.
         replies ([`Replies`]): of the server.
         vocabulary ([`Vocabulary`], *optional*): of the ids that are expected; `None` reads the text only.
         on_tokens ([`OnTokens`]): gets every piece.
 
     Raises:
         EngineError: the stream broke off; `written` has what came before.
-        openai.APIError: the answer did not begin.
+        BrokenOff: it broke off before its first token, so that the request can be sent again.
     """
-    for tries_left in reversed(range(replies.tries)):
-        answer: dict[str, Any] = {}
-        try:
-            async with create(**request) as response:
-                await _read_events(response.iter_lines(), answer, on_tokens, vocabulary is not None)
-            return answer
-        except (*_HTTP_ERRORS, ValueError) as error:
-            if tries_left == 0 or answer:
-                reason = replies.words(str(error) or type(error).__name__)
-                fault = replies.broken(f"broke off an answer ({reason})", "Look into the server's log.")
-                fault.written = replies.read_part(answer, vocabulary)
-                raise fault from error
-        await asyncio.sleep(_RETRY_DELAY_S)
-    raise AssertionError("there is at least one try")
+    answer: dict[str, Any] = {}
+    try:
+        await _read_events(_lines(response), answer, on_tokens, vocabulary is not None)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        broken = BrokenOff(str(error) or type(error).__name__)
+        if not answer:
+            raise broken from error
+        fault = replies.fault(broken, None)
+        fault.written = replies.read_part(answer, vocabulary)
+        raise fault from error
+    return answer
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
+    """The lines of a stream, however long."""
+    rest = b""
+    async for piece in response.content.iter_any():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.decode()
+    yield rest.decode()
 
 
 async def _read_events(lines: AsyncIterator[str], answer: dict[str, Any], on_tokens: OnTokens, has_ids: bool):

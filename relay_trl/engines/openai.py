@@ -1,20 +1,20 @@
 """A model behind HTTP: any server that speaks OpenAI's completions or chat API (`vllm serve`, SGLang, llama.cpp, ...).
 
-Owns connections and requests; `replies.py` reads what comes back, `dialect.py` knows what one server takes. Retries with
-back-off are the `openai` client's, the server does the batching. With a vocabulary it exchanges token ids, without one text
-or chat messages.
+Owns the requests; `connections.py` sends them, `replies.py` reads what comes back, `dialect.py` knows what one server takes. The
+server does the batching. With a vocabulary it exchanges token ids, without one text or chat messages.
 """
 
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Literal
 
-import openai
+import aiohttp
 
 from ..vocabulary import Vocabulary
 from .base import APIS, Context, EngineError, FinishReason, Generation, OnTokens, Sampling, Scores
-from .connections import Connections
+from .connections import Connections, RequestError
 from .dialect import WAYS, Dialect, Way, begun
 from .events import stream_answer
 from .replies import REQUESTS_FAULTS, Replies, first_choice, list_names
@@ -186,16 +186,13 @@ class OpenAIEngine(Scores):
         Raises:
             EngineError: the server cannot be reached, does not serve `model`, or serves several and none was named.
         """
-        client = (await self._connections.get()).client
         try:
-            raw = await client.models.with_raw_response.list()
-            listed = [m for m in json.loads(raw.content)["data"] if isinstance(m, dict) and isinstance(m["id"], str)]
-        except openai.NotFoundError as error:
-            if self.model is None:
+            listed = json.loads(await self._connections.send("models", None, _whole))["data"]
+            listed = [m for m in listed if isinstance(m, dict) and isinstance(m["id"], str)]
+        except RequestError as error:
+            if error.status_code != 404 or self.model is None:
                 raise self._replies.fault(error, self.model) from error
             return  # some servers list nothing; the first request will tell
-        except openai.APIError as error:
-            raise self._replies.fault(error, self.model) from error
         except (ValueError, KeyError, TypeError) as error:
             raise self._replies.broken("answers /models with something that is no list of models") from error
         names = [m["id"] for m in listed]
@@ -254,46 +251,37 @@ class OpenAIEngine(Scores):
         return request_body(self.vocabulary, self.api, self.needs_logprobs, max_tokens, stop, sampling)
 
     def _request(self, context: Context, way: Way, body: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the client's `create`."""
         if self.api == "completions":
-            # Not as `prompt`: the client would check every single id, a millisecond for each hundred
-            extra = {"prompt": context, **self._dialect.body(body)}
-            return {"model": self.model or "", "prompt": "", "extra_body": extra}
+            return {"model": self.model, "prompt": context, **self._dialect.body(body)}
         messages, fields = self._dialect.turn(context, way)  # type: ignore[arg-type]
-        return {"model": self.model or "", "messages": messages, "extra_body": self._dialect.body({**body, **fields})}
+        return {"model": self.model, "messages": messages, **self._dialect.body({**body, **fields})}
 
     async def _stream(self, context: Context, way: Way, body: dict[str, Any], on_tokens: OnTokens) -> dict[str, Any]:
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-
-        async def send(api: Any, request: dict[str, Any]) -> dict[str, Any]:
-            create = api.with_streaming_response.create
-            return await stream_answer(create, request, self._replies, self.vocabulary, on_tokens)
-
-        return await self._send(context, way, body, send)
+        read = partial(stream_answer, replies=self._replies, vocabulary=self.vocabulary, on_tokens=on_tokens)
+        return await self._send(context, way, body, read)
 
     async def _post(self, context: Context, way: Way, body: dict[str, Any]) -> dict[str, Any]:
-        async def send(api: Any, request: dict[str, Any]) -> Any:
-            return await api.with_raw_response.create(**request)
-
-        raw = await self._send(context, way, body, send)
+        said = await self._send(context, way, body, _whole)
         try:
-            answer = json.loads(raw.content)
+            answer = json.loads(said)
         except ValueError as error:
-            raise self._replies.broken(f"answered with broken JSON ({self._replies.words(raw.content)})") from error
+            raise self._replies.broken(f"answered with broken JSON ({self._replies.words(said)})") from error
         if not first_choice(answer):
-            raise self._replies.broken(f"answered without any choice ({self._replies.words(raw.content)})")
+            raise self._replies.broken(f"answered without any choice ({self._replies.words(said)})")
         return answer
 
-    async def _send(self, context: Context, way: Way, body: dict[str, Any], send: Callable[..., Awaitable[Any]]) -> Any:
-        """What `send` gets for a request, without the fields that the server turns out to refuse."""
-        connection = await self._connections.get()
-        client = connection.client
-        api: Any = client.completions if self.api == "completions" else client.chat.completions
+    async def _send(self, context: Context, way: Way, body: dict[str, Any], read: Callable[..., Awaitable[Any]]) -> Any:
+        """What `read` makes of the answer to a request, without the fields that the server turns out to refuse."""
+        path = "completions" if self.api == "completions" else "chat/completions"
         while True:
             request = self._request(context, way, body)
             try:
-                async with connection.slots:
-                    return await send(api, request)
-            except openai.APIError as error:
-                if not self._dialect.learn(error, request["extra_body"]):
+                return await self._connections.send(path, request, read)
+            except RequestError as error:
+                if not self._dialect.learn(error, request):
                     raise self._replies.fault(error, self.model) from error
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    return await response.read()

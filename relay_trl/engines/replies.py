@@ -7,10 +7,9 @@ Owns the differences between servers in the shape of an answer, and keeps secret
 import logging
 from typing import Any, Literal
 
-import openai
-
 from ..vocabulary import Vocabulary
 from .base import EngineError, FinishReason, Generation
+from .connections import BrokenOff, RequestError
 
 REQUESTS_FAULTS = (400, 413, 422)
 """Statuses that say that the request is wrong, wherever it is sent."""
@@ -157,15 +156,17 @@ class Replies:
         except (TypeError, KeyError, ValueError) as error:
             raise self.broken(f"returned unreadable prompt_logprobs ({self.words(repr(error))})") from error
 
-    def fault(self, error: openai.APIError, model: str | None) -> EngineError:
+    def fault(self, error: RequestError, model: str | None) -> EngineError:
         """A request's failure, after all tries, with its remedy."""
-        if isinstance(error, openai.APITimeoutError):
+        words = self.words(error.said)
+        if isinstance(error, BrokenOff):
+            return self.broken(f"broke off an answer ({words})", "Look into the server's log.")
+        if error.is_timeout:
             return EngineError(
                 f"{self.name} gave no answer within {self._timeout_s:g} s in {self._tries}; raise "
                 f"{self._timeout_option} or lower {self._concurrency_option}."
             )
-        if isinstance(error, openai.APIStatusError):
-            status, words = error.status_code, self.words(error.response.content)
+        if (status := error.status_code) is not None:
             if status in (401, 403):
                 remedy = "Give its key as api_key or OPENAI_API_KEY."
             elif status == 404:
@@ -178,9 +179,8 @@ class Replies:
             else:
                 remedy = "If it takes no token ids or extra fields, use it without a vocabulary."
             return EngineError(f"{self.name} refused a request with status {status} ({words}). {remedy}")
-        cause = self.words(error.__cause__ or error)
         return EngineError(
-            f"{self.name} cannot be reached in {self._tries} ({cause}); start the server or correct the URL."
+            f"{self.name} cannot be reached in {self._tries} ({words}); start the server or correct the URL."
         )
 
     def broken(self, what: str, remedy: str = "Check that it speaks OpenAI's API.") -> EngineError:

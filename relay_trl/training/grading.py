@@ -42,6 +42,10 @@ class RolloutGrader:
                     correct[k] = is_right
         return correct
 
+    def close(self):
+        """Ends the processes of the rules."""
+        self._rules.close()
+
     def counts(self) -> list[int]:
         """The [`~relay_trl.training.metrics.GRADED`] since this was last asked."""
         before, self._before = self._before, self._totals()

@@ -1,6 +1,14 @@
 """`OpenAIEngine` against a real HTTP server of ours that answers like OpenAI's API and can misbehave."""
 
+import asyncio
+import gc
 import math
+import ssl
+import subprocess
+import time
+from base64 import b64encode
+from email.utils import formatdate
+from shutil import which
 
 import pytest
 from helpers.openai_server import GREEDY, VOCABULARY, Server, drop, reply, run
@@ -175,6 +183,47 @@ def test_a_lasting_fault_is_one_sentence_with_the_url(server, fault, words):
     assert "secret" not in message
     assert "\n" not in message
     assert len(message) < 400
+
+
+def test_a_date_to_wait_for_is_honoured(server):
+    server.faults = [reply(503, b"", Retry_After=formatdate(time.time() + 2, usegmt=True))]
+    assert ask(OpenAIEngine(server.url)).text == " 42"
+    assert server.times[1] - server.times[0] >= 0.9
+
+
+def test_a_proxy_of_the_environment_is_used(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1").replace("http://", "http://anna:pass@"))
+    assert ask(OpenAIEngine("http://teacher.invalid/v1")).text == " 42"
+    assert server.headers[0]["Host"] == "teacher.invalid"
+    assert server.headers[0]["Proxy-Authorization"] == "Basic " + b64encode(b"anna:pass").decode()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert ask(OpenAIEngine(server.url)).text == " 42" and "Proxy-Authorization" not in server.headers[1]
+
+
+@pytest.mark.skipif(which("openssl") is None, reason="needs openssl")
+def test_certificates_of_the_environment_are_trusted(server, monkeypatch, tmp_path):
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    options = ["-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", "req", "-x509", *options, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    with pytest.raises(EngineError, match="cannot be reached in 1 try .*certificate verify failed"):
+        ask(OpenAIEngine(url, max_retries=0))
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    assert ask(OpenAIEngine(url, max_retries=0)).text == " 42"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::RuntimeWarning")
+def test_an_event_loop_that_is_never_closed_leaves_nothing_open(server, caplog):
+    loop, engine = asyncio.new_event_loop(), OpenAIEngine(server.url)
+    assert loop.run_until_complete(engine.generate("17", 8)).text == " 42"
+    del engine
+    gc.collect()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert "Unclosed" not in caplog.text
+    loop.close()
 
 
 def test_a_time_out_says_so(server):
@@ -378,6 +427,12 @@ def test_logprobs_in_a_stream(server):
     assert answer.logprobs == [-0.5 * k for k in range(len(ALL))]
 
 
+def test_a_line_of_a_stream_may_be_long(server):
+    server.faults = [stream(b"data: [DONE]\n\n", {**FIRST, "padding": "x" * 300_000}, LAST)]
+    answer, told = listen(OpenAIEngine(server.url), "17")
+    assert (answer.text, told) == (" 42", [" 4", "2"])
+
+
 def test_the_usage_of_a_stream_is_read(server):
     server.edit = lambda answer: answer["usage"].update(prompt_tokens=9, prompt_tokens_details={"cached_tokens": 4})
     answer, _ = listen(OpenAIEngine(server.url, vocabulary=VOCABULARY), VOCABULARY.encode("17"))
@@ -412,6 +467,7 @@ def stream(ending, *chunks):
 
 
 FIRST = {"choices": [{"index": 0, "text": " 4", "finish_reason": None}]}
+LAST = {"choices": [{"index": 0, "text": "2", "finish_reason": "stop"}]}
 OUT = b'data: {"error": {"message": "out of memory"}}\n\n'
 
 
