@@ -83,6 +83,9 @@ benchmark: $(ALL)  ## measure speed side by side: overhead, rollouts, a step, gr
 	$(BENCH)/grading.py
 	$(BENCH)/rollout.py --size small --picture docs/images/timelines.png
 	$(BENCH)/rollout.py --size large --prompts 4 --latencies_ms 0 250
+	$(BENCH)/clients.py
+	$(BENCH)/turns.py
+	$(BENCH)/bare_loop.py
 	$(BENCH)/padding.py
 	$(BENCH)/step.py
 	$(BENCH)/memory.py

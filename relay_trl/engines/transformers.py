@@ -1,7 +1,7 @@
 """An engine over a transformers model in this process: the default without a GPU or without vLLM.
 
-Rows join the running batch between two tokens and leave it when they are done. All rows end at the right edge of the
-key/value cache, so a row joins with padding on its left and leaves by being dropped.
+Rows join the running batch between two tokens and leave it when they are done. `kv_cache.py` owns the layout of their caches, and
+those that are kept for a rollout's next turn.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, DynamicCache
 from ..vocabulary import Vocabulary
 from .adapters import load_model
 from .base import Context, EngineError, FinishReason, Generation, OnTokens, Sampling, SteppedEngine
+from .kv_cache import KeptCaches, RowCache, batch_of, join, length_of, select
 from .precision import warn_of_bfloat16
 from .sampling import alternatives, draw
 
@@ -30,6 +31,8 @@ class _Row:
     sampling: Sampling
     seed: int
     on_tokens: OnTokens | None
+    past: RowCache | None  # of the beginning of the prompt, until it is in the batch's cache
+    num_past: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
@@ -60,12 +63,20 @@ class TransformersEngine(SteppedEngine):
         name (`str`, *optional*): for errors and reports, defaults to the model's path.
         max_batch_size (`int`, defaults to `512`): rows decoded together; more wait their turn.
         max_prefill_tokens (`int`, defaults to `32768`): prompt tokens, padding included, read at once.
+        kept_cache_mb (`int`, defaults to `512`): MiB of key/value caches kept for the next turns of rollouts.
     """
 
     def __init__(
-        self, model, tokenizer, name: str | None = None, max_batch_size: int = 512, max_prefill_tokens: int = 32768
+        self,
+        model,
+        tokenizer,
+        name: str | None = None,
+        max_batch_size: int = 512,
+        max_prefill_tokens: int = 32768,
+        kept_cache_mb: int = 512,
     ):
         super().__init__()
+        self._kept = KeptCaches(kept_cache_mb << 20)
         self.model = model
         self.name = name or model.name_or_path
         eos = getattr(model.generation_config, "eos_token_id", None)
@@ -80,6 +91,16 @@ class TransformersEngine(SteppedEngine):
         self._cache: DynamicCache | None = None
         self._mask = torch.empty(0, 0)
         self._may_end_stop: dict[tuple[int, tuple[str, ...]], bool] = {}
+
+    @property
+    def model(self):
+        """The model; one that is set anew may have other weights, so nothing that was computed is used with it."""
+        return self._model
+
+    @model.setter
+    def model(self, model):
+        self._model = model
+        self._kept.clear()
 
     @classmethod
     def load(
@@ -116,7 +137,9 @@ class TransformersEngine(SteppedEngine):
         if not context or not isinstance(context, list) or not isinstance(context[0], int):
             raise ValueError(f"The engine {self.name!r} continues a non-empty list of token ids.")
         seed = random.getrandbits(62) if sampling.seed is None else sampling.seed
-        row = _Row(next(self._keys), cast(list[int], context), max_tokens, stop, sampling, seed, on_tokens)
+        ids = cast(list[int], context)
+        past = self._kept.take(ids)
+        row = _Row(next(self._keys), ids, max_tokens, stop, sampling, seed, on_tokens, past, length_of(past))
         self._waiting.append(row)
         return row.key
 
@@ -138,11 +161,15 @@ class TransformersEngine(SteppedEngine):
             scored = self._score_texts()
             room = self.max_batch_size - sum(not _is_done(row) for row in self._rows)
             arrivals, self._waiting = self._waiting[:room], self._waiting[room:]
-            for part in self._parts(arrivals):
-                self._prefill(part)
+            for has_past in (False, True):
+                for part in self._parts([row for row in arrivals if (row.past is not None) == has_past]):
+                    self._prefill(part)
             if any(not _is_done(row) for row in self._rows):
                 self._decode()
         finished = [row for row in self._rows if row.finish is not None and not row.is_aborted]
+        for i, row in enumerate(self._rows):
+            if row.finish not in (None, FinishReason.EOS) and not row.is_aborted and self._cache is not None:
+                self._kept.put([*row.prompt, *row.ids[:-1]], self._cache, i, self._mask)
         for row in finished:
             row.is_aborted = True  # delivered; its row of the cache is dropped at the next compaction
         self._compact()
@@ -167,10 +194,7 @@ class TransformersEngine(SteppedEngine):
     def _generation(self, row: _Row) -> Generation:
         assert row.finish is not None
         text = self.vocabulary.decode(row.ids[:-1] if row.finish is FinishReason.EOS else row.ids)
-        # The cache of a row ends with its request, so every context is read whole.
-        return Generation(
-            row.ids, text, row.finish, row.logprobs, len(row.ids), prompt_tokens=len(row.prompt), cached_tokens=0
-        )
+        return Generation(row.ids, text, row.finish, row.logprobs, len(row.ids), len(row.prompt), row.num_past)
 
     def _parts(self, arrivals: list[_Row]) -> Iterator[list[_Row]]:
         part: list[_Row] = []
@@ -184,19 +208,23 @@ class TransformersEngine(SteppedEngine):
             yield part
 
     def _prefill(self, rows: list[_Row]):
+        """Reads the prompts of rows that all have a past, or all have none."""
         device = self.model.device
-        width = max(len(row.prompt) for row in rows)
+        cache = DynamicCache() if rows[0].past is None else batch_of([row.past or [] for row in rows])
+        past, width = max(row.num_past for row in rows), max(len(row.prompt) - row.num_past for row in rows)
         ids = torch.full((len(rows), width), self.vocabulary.eos_id)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        mask = torch.zeros((len(rows), past + width), dtype=torch.long)
         for i, row in enumerate(rows):
-            ids[i, width - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask[i, width - len(row.prompt) :] = 1
+            new, row.past = row.prompt[row.num_past :], None
+            ids[i, width - len(new) :] = torch.tensor(new)
+            mask[i, past - row.num_past : past] = 1
+            mask[i, past + width - len(new) :] = 1
         mask = mask.to(device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
         logits = self._forward(ids.to(device), mask, positions, cache)
         self._sample(logits, rows)
-        self._join(rows, cache, mask)
+        self._mask = mask if self._cache is None else join(self._cache, self._mask, cache, mask)
+        self._cache, self._rows = cache if self._cache is None else self._cache, self._rows + rows
 
     def _decode(self):
         device = self.model.device
@@ -217,31 +245,13 @@ class TransformersEngine(SteppedEngine):
         )
         return output.logits[:, -1].float()
 
-    def _join(self, rows: list[_Row], cache: DynamicCache, mask: torch.Tensor):
-        if self._cache is not None:
-            width = max(self._mask.shape[1], mask.shape[1])
-            for old, new in zip(_layers(self._cache), _layers(cache), strict=True):
-                old.keys = _stack(old.keys, new.keys, width)
-                old.values = _stack(old.values, new.values, width)
-            pads = [torch.nn.functional.pad(m, (width - m.shape[1], 0)) for m in (self._mask, mask)]
-            self._mask = torch.cat(pads)
-        else:
-            self._cache, self._mask = cache, mask
-        self._rows = self._rows + rows
-
     def _compact(self):
         live = [i for i, row in enumerate(self._rows) if not row.is_aborted]
         if not live:
             self._rows, self._cache, self._mask = [], None, torch.empty(0, 0)
-        elif self._cache is not None and 4 * len(live) <= 3 * len(
-            self._rows
-        ):  # dropping rows copies the cache, so not for every single row
-            index = torch.tensor(live, device=self._mask.device)
-            mask = self._mask[index]
-            unused = int((mask.sum(0) == 0).sum())  # columns that only the dropped rows reached back to
-            self._mask = mask[:, unused:]
-            for layer in _layers(self._cache):
-                layer.keys, layer.values = layer.keys[index, :, unused:], layer.values[index, :, unused:]
+        elif self._cache is not None and 4 * len(live) <= 3 * len(self._rows):
+            # Dropping rows copies the cache, so not for every single row
+            self._mask = select(self._cache, self._mask, live)
             self._rows = [self._rows[i] for i in live]
 
     def _sample(self, logits: torch.Tensor, rows: list[_Row]):
@@ -286,15 +296,5 @@ def _inference(model) -> Iterator[None]:
             model.train()
 
 
-def _layers(cache: DynamicCache) -> list[Any]:
-    """Its layers, all of them plain ones with `keys` and `values` of shape (rows, heads, columns, size)."""
-    return cache.layers
-
-
 def _is_done(row: _Row) -> bool:
     return row.finish is not None or row.is_aborted
-
-
-def _stack(old: torch.Tensor, new: torch.Tensor, width: int) -> torch.Tensor:
-    """Two caches of shape (rows, heads, columns, size), padded on the left to `width` columns, below one another."""
-    return torch.cat([torch.nn.functional.pad(t, (0, 0, width - t.shape[2], 0)) for t in (old, new)])

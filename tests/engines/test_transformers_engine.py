@@ -7,6 +7,7 @@ import torch
 from helpers.models import new_model
 from helpers.tokenizers import byte_level
 from transformers import (
+    DynamicCache,
     MinPLogitsWarper,
     Qwen3ForCausalLM,
     RepetitionPenaltyLogitsProcessor,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from relay_trl.engines.base import EngineError, FinishReason, Sampling, ScoringEngine
+from relay_trl.engines.kv_cache import KeptCaches, length_of
 from relay_trl.engines.sampling import draw
 from relay_trl.engines.transformers import TransformersEngine
 from relay_trl.relay import RelayPrompt, RelayRules, relay
@@ -233,6 +235,49 @@ def test_a_stop_string_ends_with_the_token_that_completes_it(reciter, stop, text
 
 def test_a_stop_string_that_does_not_come_stops_nothing(reciter):
     assert "so" + alone(reciter, "so", GREEDY, 60, ("</cell>", "»»")).text == LINE
+
+
+def test_a_turn_reads_only_what_its_rollout_has_not_read(model, tokenizer, monkeypatch):
+    """Rollouts of different lengths, beside new ones; what is drawn is what a whole reading gives."""
+    monkeypatch.setattr("relay_trl.engines.kv_cache.LEAST_TOKENS", 8)
+    vocabulary = Vocabulary(tokenizer)
+    contexts = [vocabulary.encode(PROMPTS[2] + text) for text in ("", " so", " the an 10")]
+    more = [vocabulary.encode(text) for text in (" 10 and so", " ab", " the sum")]
+
+    def two_turns(engine):
+        first = run(*(engine.generate(context, 9, sampling=GREEDY) for context in contexts))
+        seconds = [c + a.ids + m for c, a, m in zip(contexts, first, more, strict=True)] + [contexts[0]]
+        return first, run(*(engine.generate(context, 12, sampling=GREEDY) for context in seconds))
+
+    engine = TransformersEngine(model, tokenizer)
+    first, second = two_turns(engine)
+    anew = two_turns(TransformersEngine(model, tokenizer, kept_cache_mb=0))[1]
+    assert [a.ids for a in second] == [a.ids for a in anew]
+    for one, other in zip(second, anew, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    known = [len(context) + len(a.ids) - 1 for context, a in zip(contexts, first, strict=True)]
+    assert [a.finish for a in first] == [FinishReason.LENGTH] * 3
+    assert [a.cached_tokens for a in second] == [*known, 0] and not any(a.cached_tokens for a in anew)
+    [again] = run(engine.generate(contexts[0] + first[0].ids, 1, sampling=GREEDY))
+    assert again.cached_tokens == 0  # a cache is for one turn
+    engine.model = model  # its weights may be others
+    [after] = run(engine.generate(contexts[0] + second[-1].ids + more[0], 1, sampling=GREEDY))
+    assert after.cached_tokens == 0
+
+
+def test_kept_caches_are_bounded():
+    kept, cache = (
+        KeptCaches(2 * 4 * 300 * 8 * 2),
+        DynamicCache(),
+    )  # two of them: 4 bytes, 300 tokens, 8 wide, keys and values
+    cache.update(torch.zeros(3, 1, 300, 8), torch.zeros(3, 1, 300, 8), 0)
+    for row in range(3):
+        kept.put([row] * 300, cache, row, torch.ones(3, 300))
+    assert kept.take([0] * 301) is None
+    assert length_of(kept.take([2] * 301)) == length_of(kept.take([1] * 400)) == 300
+    assert kept.take([1] * 301) is None and kept._bytes == 0
+    kept.put([5] * 9, cache, 0, torch.ones(3, 300))  # the mask says another number
+    assert kept.take([5] * 10) is None
 
 
 def test_a_cancelled_request_leaves_the_others_alone(engine):
