@@ -87,9 +87,10 @@ def _content(content: Any, where: str = "A problem") -> str:
         return content
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    written = [text for text in texts if isinstance(text, str)]
+    if len(written) < len(texts):
         raise ValueError(f"{where}: a message has the content {_short(content)}; it must be a text, or text parts.")
-    return "".join(texts)
+    return "".join(written)
 
 
 def _short(value: Any) -> str:

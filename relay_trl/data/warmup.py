@@ -14,7 +14,6 @@ from pathlib import Path
 from ..call_bias import NEVER
 from ..engines.base import Engine, Sampling
 from ..engines.in_flight import ask_past_failures
-from ..engines.transformers import TransformersEngine
 from ..grading.grader import Grader
 from ..options import PromptFields, refuse_without
 from ..prompts import PromptBuilder
@@ -204,6 +203,8 @@ async def warmup_rows(
                 "teacher_read": found.teacher_read,
             }
             return {"outcome": outcome, **counts, "row": made}
+
+        from ..engines.transformers import TransformersEngine
 
         # This engine is fastest when answers begin together: each that joins copies the cache of all
         is_in_waves = isinstance(student, TransformersEngine)

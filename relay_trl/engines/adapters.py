@@ -39,6 +39,6 @@ def load_model(path: str, vocabulary_size: int, revision: str | None = None, **o
             f"{path} is an adapter of {base!r}, which is neither in a folder nor on the Hub ({reason}); put the model "
             f"there, or set base_model_name_or_path in {adapter}."
         ) from error
-    if vocabulary_size > model.get_input_embeddings().weight.shape[0]:
+    if vocabulary_size > len(model.get_input_embeddings().get_parameter("weight")):
         model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
     return PeftModel.from_pretrained(model, path, revision=revision)

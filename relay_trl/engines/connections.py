@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
+from itertools import count
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -149,7 +150,7 @@ class Connections:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         method, url = "GET" if data is None else "POST", f"{self._base_url}/{path}"
         async with connection.slots:
-            for tried in range(self._tries):
+            for tried in count():
                 asked: str | None = None
                 try:
                     async with connection.session.request(method, url, data=data) as response:
@@ -164,9 +165,8 @@ class Connections:
                 except (aiohttp.ClientError, OSError) as error:
                     fault = RequestError(str(error) or type(error).__name__)
                 if not fault.is_passing or tried == self._tries - 1:
-                    break
+                    raise fault
                 await asyncio.sleep(_delay_s(tried, asked))
-        raise fault
 
     async def aclose(self):
         """Closes the connection of the running event loop; a later request opens a new one."""

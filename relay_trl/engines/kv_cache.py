@@ -76,7 +76,8 @@ def batch_of(rows: list[RowCache]) -> DynamicCache:
     """The caches of rows as that of a batch, padded on the left."""
     cache, width = DynamicCache(), max(map(length_of, rows))
     for k in range(len(rows[0])):
-        cache.update(*(torch.stack([_padded(row[k][i], width) for row in rows]) for i in (0, 1)), k)
+        keys, values = (torch.stack([_padded(row[k][i], width) for row in rows]) for i in (0, 1))
+        cache.update(keys, values, k)
     return cache
 
 

@@ -251,6 +251,7 @@ class RelayGRPOConfig(RedactedArguments, FinishFields, RelayFields, GRPOConfig):
 
     def _check_saves(self):
         # TRL keeps a draw's rollouts in memory only, so a run cannot resume within a draw
+        assert self.steps_per_generation  # TRL has set it
         passes = self.steps_per_generation * self.num_iterations
         steps = passes // math.gcd(passes, self.gradient_accumulation_steps)  # updates between two that end a draw
         if steps == 1:

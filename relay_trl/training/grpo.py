@@ -247,7 +247,8 @@ class RelayGRPOTrainer(RelaySavingMixin, GRPOTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = used_columns(eval_dataset, self._own_rewards, "eval_dataset")
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        if isinstance(rows, str):
+            rows = self.eval_dataset[rows] if self.eval_dataset else None
         if isinstance(rows, Dataset):
             self.guard.begin_evaluation(len(rows) * self.num_generations_eval)
         found = super().evaluate(eval_dataset, *args, **kwargs)

@@ -30,7 +30,7 @@ def test_a_short_training_and_a_sweep(launch, tmp_path):
     methods = ("student", "citer_0", "citer_0.5", "citer", "teacher")
     status, said, error = launch("evaluate", *options, "--methods", *methods)
     assert status == 0, error
-    results = {row["label"]: row for row in json.loads((tmp_path / "out/results.json").read_text())["results"]}
+    results = {row["method"]: row for row in json.loads((tmp_path / "out/results.json").read_text())["results"]}
     assert results["citer_0"]["accuracy"] == results["student"]["accuracy"] < results["citer"]["accuracy"]
     shares = [results[name]["token_share"] for name in ("citer_0", "citer_0.5", "citer", "teacher")]
     assert shares == sorted(shares) and shares[0] == 0 and shares[2] < 0.3

@@ -25,6 +25,7 @@ from relay_trl.progress import EVERY
 
 ROOT = Path(__file__).parents[2]
 PAIR = ROOT / "data" / "arithmetic"
+RANDOM = {"calls": "random", **dict.fromkeys(("teacher", "doubt", "keep_lucky"))}  # None leaves an option out
 CONFIGS = ROOT / "recipes" / "configs" / "arithmetic"
 
 
@@ -245,7 +246,7 @@ def test_build_warmup_refuses(refuse, changes, said):
     [
         ({"add_call_tokens": None}, r"no tokens that spell '<call>1</call>'; set add_call_tokens"),
         (
-            {"calls": "random", "max_completion_length": 2},
+            {**RANDOM, "max_completion_length": 2},
             r"None of the 8 answers ended within max_completion_length=2; raise it",
         ),
         ({"max_prompt_length": 4}, r"arithmetic: 8 of 8 prompts are longer than max_prompt_length=4"),
@@ -272,7 +273,7 @@ def test_build_warmup_searches_in_shards(launch, tmp_path):
 
 
 def test_build_warmup_goes_on_where_it_was_stopped(launch, monkeypatch, tmp_path, capsys):
-    options = {"student": str(PAIR / "student"), "calls": "random", "dataset_size": 24, "max_in_flight": 8}
+    options = {"student": str(PAIR / "student"), **RANDOM, "dataset_size": 24, "max_in_flight": 8}
     assert launch("build_warmup", **options)[0] == 0
     whole = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").unlink()
@@ -340,6 +341,7 @@ def test_the_three_stages_run_one_after_the_other(launch, tmp_path, monkeypatch)
         dataset_size=32,
         validation_size=8,
         max_steps=2,
+        eval_strategy="steps",
         eval_steps=1,
         save_steps=1,
         per_device_train_batch_size=16,
