@@ -1,6 +1,7 @@
 """The chat page without a browser: the data in it, and prices that cannot be read."""
 
 import json
+import re
 
 import pytest
 from helpers.scripted_relay import BYTE_LEVEL, scripted
@@ -16,7 +17,10 @@ def test_the_page_is_served_and_asks_for_nothing_from_outside():
     client = TestClient(RelayServer(pair_of(scripted(BYTE_LEVEL)), "pair").app())
     page = client.get("/")
     assert page.status_code == 200 and page.headers["x-frame-options"] == "DENY"
-    assert "http://" not in page.text and "https://" not in page.text and "default-src 'none'" in page.text
+    assert "default-src 'none'" in page.text
+    # The bundled libraries name the namespaces of MathML and SVG, which nobody fetches
+    addresses = set(re.findall(r"https?://[\w./-]+", page.text))
+    assert {address for address in addresses if not address.startswith("http://www.w3.org/")} == set()
 
 
 def test_names_cannot_become_markup():
