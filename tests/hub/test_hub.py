@@ -365,7 +365,7 @@ TRAIN = """
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from transformers.utils import logging
-    from relay_trl.engines.loading import load_engine
+    from relay_trl.engines.openai import OpenAIEngine
     from relay_trl.training import RelayGRPOConfig, RelayGRPOTrainer, RelaySFTConfig, RelaySFTTrainer
 
     logging.set_verbosity_info()
@@ -379,7 +379,7 @@ TRAIN = """
     print(args, repr(args))
     rows = Dataset.from_list([{"prompt": "67+37-12=", "answer": "92"}] * 4)
     trainer = RelayGRPOTrainer(student, args, rows, processing_class=tokenizer,
-                               teacher=load_engine(args.teacher, **args.teacher_options()))
+                               teacher=OpenAIEngine(teacher, "a model"))
     trainer.training_set = "gsm8k_train"
     trainer.train()
     trainer.push_to_hub()

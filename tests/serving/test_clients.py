@@ -72,7 +72,7 @@ def test_a_prompt_is_scored_as_harnesses_ask(real):
 
 def test_each_writers_tokens_have_its_own_logprobs(real):
     options = {"logprobs": True, "top_logprobs": 2, "seed": 1}
-    asked = chat(real.server, QUESTION, call_bias=100, max_calls=1, max_call_tokens=4, **options)
+    asked = chat(real.server, QUESTION, call_bias=2, max_calls=1, max_call_tokens=4, **options)
     choice = asked.choices[0]
     relay, places = choice.model_extra["relay"], choice.logprobs.content
     assert relay["all_scored"] and [span["author"] for span in relay["spans"]] == ["student", "teacher", "student"]
