@@ -136,6 +136,27 @@ class PromptFields:
         }
 
 
+@dataclass(kw_only=True)
+class TrainedPromptFields:
+    """How a trained student is asked. An unset field is that of its relay config.
+
+    Args:
+        prompt_template (`str`, from the student): the user's turn; {problem} is filled in.
+        system_prompt (`str`, from the student): a system turn.
+        is_chat (`bool`, from the student): use the chat template.
+        chat_template_kwargs (`dict`, from the student): JSON, for the template.
+        open_tag (`str`, from the student): begins a command.
+        close_tag (`str`, from the student): ends a command.
+    """
+
+    prompt_template: str | None = None
+    system_prompt: str | None = None
+    is_chat: bool | None = None
+    chat_template_kwargs: dict[str, Any] | str | None = None
+    open_tag: str | None = None
+    close_tag: str | None = None
+
+
 @dataclass
 class TeacherFields:
     """The teacher and how it is reached.

@@ -16,7 +16,7 @@ from ..data.sources import load_rows
 from ..engines.base import Engine, Sampling
 from ..grading.judge import JudgeFields
 from ..grading.words import AnyGrader, load_grader
-from ..options import TeacherFields, mapping
+from ..options import TeacherFields, TrainedPromptFields, mapping
 from ..prompts import PromptBuilder, check_template
 from ..redaction import redact
 from ..relay import RelayRules
@@ -55,7 +55,7 @@ _AT_LEAST_ONE = (
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig(JudgeFields, TeacherFields):
+class EvaluationConfig(JudgeFields, TrainedPromptFields, TeacherFields):
     """Who is evaluated on what, and how. Fields marked *from the student* take the value of the student's
     `relay_config.json` where they are unset, else the default given here.
 
@@ -83,13 +83,8 @@ class EvaluationConfig(JudgeFields, TeacherFields):
         max_calls (`int`, defaults to `5`, from the student): answered calls per rollout.
         max_call_tokens (`int`, *optional*, from the student): most tokens of one answer of the teacher.
         is_ended_by_teacher (`bool`, defaults to `True`, from the student): a teacher's end is the answer's end.
-        prompt_template (`str`, from the student): the user's turn; {problem} is filled in.
-        system_prompt (`str`, from the student): a system turn.
-        is_chat (`bool`, from the student): use the chat template.
-        chat_template_kwargs (`dict`, from the student): JSON, for the template.
+        prompt_template and others on how it is asked: see [`~relay_trl.options.TrainedPromptFields`].
         answer_marker (`str`, from the student): what precedes the answer (default: \\boxed{}).
-        open_tag (`str`, from the student): begins a command.
-        close_tag (`str`, from the student): ends a command.
         student_backend (`str`, defaults to `"auto"`): `auto`, `transformers` or `vllm`.
         student_engine (`dict`, *optional*): of its engine, such as `{"gpu_memory_utilization": 0.5}` for vLLM.
         citer_router (`str`, *optional*): folder that `recipes/train_citer.py` wrote, for the methods `citer` and `citer_t`.
@@ -132,13 +127,7 @@ class EvaluationConfig(JudgeFields, TeacherFields):
     max_calls: int | None = None
     max_call_tokens: int | None = None
     is_ended_by_teacher: bool | None = None
-    prompt_template: str | None = None
-    system_prompt: str | None = None
-    is_chat: bool | None = None
-    chat_template_kwargs: dict[str, Any] | str | None = None
     answer_marker: str | None = None
-    open_tag: str | None = None
-    close_tag: str | None = None
     student_backend: str = "auto"
     student_engine: dict[str, Any] | str | None = None
     citer_router: str | None = None

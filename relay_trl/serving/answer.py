@@ -144,15 +144,15 @@ async def _scored(found: Answer, question: Question, student: Engine, teacher: E
     if question.top_logprobs is not None:
         syntax = question.config.syntax
         found.places, found.is_scored = await score_answer(
-            *(
-                question.prompt,
-                found.trace,
-                found.text,
-                question.top_logprobs,
-                question.is_echo,
-                question.shows_commands,
-            ),
-            *(student, teacher, (syntax.open_tag, syntax.close_tag)),
+            question.prompt,
+            found.trace,
+            found.text,
+            question.top_logprobs,
+            question.is_echo,
+            question.shows_commands,
+            student,
+            teacher,
+            (syntax.open_tag, syntax.close_tag),
         )
     return found
 

@@ -14,7 +14,7 @@ from ..engines.base import BACKENDS, Sampling
 from ..engines.circuit_breaker import GuardedTeacher
 from ..engines.loading import load_engine
 from ..engines.threaded import ThreadedEngine
-from ..options import TeacherFields, mapping
+from ..options import TeacherFields, TrainedPromptFields, mapping
 from ..relay_config import RelayRecord, load_record
 from .limits import Limits
 from .pair import Pair
@@ -30,7 +30,7 @@ FROM_STUDENT = (
 
 
 @dataclass(kw_only=True)
-class ServingConfig(TeacherFields):
+class ServingConfig(TrainedPromptFields, TeacherFields):
     """A pair, and how it is served. Fields marked *from the student* take the value of the student's
     `relay_config.json` where they are unset, else that of [`RelayRecord`].
 
@@ -54,12 +54,7 @@ class ServingConfig(TeacherFields):
         max_call_tokens (`int`, from the student): most tokens of one answer of the teacher; a request can only lower
             it.
         is_ended_by_teacher (`bool`, from the student): a teacher's end ends the answer.
-        prompt_template (from the student): the user's turn; {problem} is filled in.
-        system_prompt (from the student): a system turn.
-        is_chat (from the student): use the chat template.
-        chat_template_kwargs (from the student): JSON, for the template.
-        open_tag (from the student): begins a command.
-        close_tag (from the student): ends a command.
+        prompt_template and others on how it is asked: see [`~relay_trl.options.TrainedPromptFields`].
         use_template (`bool`, defaults to `True`): ask each user's turn of a conversation as the student was trained to be
             asked, with its template and system prompt; else conversations go to the models as they are.
         served_model_name (`str`, *optional*): defaults to the last part of the student's path.
@@ -98,12 +93,6 @@ class ServingConfig(TeacherFields):
     max_calls: int | None = None
     max_call_tokens: int | None = None
     is_ended_by_teacher: bool | None = None
-    prompt_template: str | None = None
-    system_prompt: str | None = None
-    is_chat: bool | None = None
-    chat_template_kwargs: dict[str, Any] | str | None = None
-    open_tag: str | None = None
-    close_tag: str | None = None
     use_template: bool = True
     served_model_name: str | None = None
     costs: str | None = None
