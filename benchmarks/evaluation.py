@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tables import add_output, machine, save, table
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 from relay_trl.engines.base import Sampling
 from relay_trl.engines.loading import load_engine
 from relay_trl.evaluation.answer_files import AnswerFile, read_run

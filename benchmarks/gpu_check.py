@@ -33,7 +33,7 @@ from tables import add_output, machine, save, table
 from transformers import Qwen3Config
 from workload import CHARACTERS, random_model
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 from relay_trl.planning.models import known_models
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from servers import free_port, running
 from step import EveryRollout
 from workload import Instant, make_plans, vocabulary_of
 
-from relay_trl.endings import end_process
+from relay_trl.cli.endings import end_process
 from relay_trl.engines.base import Sampling
 from relay_trl.engines.transformers import TransformersEngine
 from relay_trl.engines.vllm import VLLMEngine

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+from relay_trl.cli.endings import run
 from relay_trl.data.registry import PAPER_SIX
 from relay_trl.data.sources import load_rows
-from relay_trl.endings import run
 from relay_trl.grading.grader import Grader
 
 NEAR_MISSES = Path(__file__).parents[1] / "tests" / "grading" / "near_misses.jsonl"

@@ -12,8 +12,8 @@ import time
 
 from tables import add_output, machine, save, table
 
+from relay_trl.cli.endings import run
 from relay_trl.data.sources import load_rows
-from relay_trl.endings import run
 from relay_trl.grading.grader import Grader
 
 HOSTILE = {

@@ -26,7 +26,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from tables import add_output, machine, save, table
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 
 CALLED = 0.5
 """Rollouts that call, of which the teacher reads prompt and answer once; what it writes is a tenth of the answers' tokens."""

@@ -12,7 +12,7 @@ import psutil
 from tables import add_output, machine, save, table
 from transformers import TrainerCallback
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 
 
 class MemoryCallback(TrainerCallback):

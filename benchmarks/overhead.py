@@ -16,7 +16,7 @@ import tracemalloc
 
 from tables import add_output, machine, save, table
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 from relay_trl.engines.base import FinishReason, Generation, Sampling
 from relay_trl.engines.loading import load_vocabulary
 from relay_trl.relay import RelayPrompt, RelayRules, relay

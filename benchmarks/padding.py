@@ -16,7 +16,7 @@ import torch
 from tables import add_output, machine, save, table
 from workload import CHARACTERS, SIZES, make_model, vocabulary_of
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 from relay_trl.engines.base import Sampling
 from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.training.batches import share_out, tighten

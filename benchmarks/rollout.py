@@ -25,7 +25,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from tables import add_output, machine, save, table
 from workload import SIZES, SYNTAX, Instant, Plan, Scheduled, make_model, make_plans, own_core, serve, vocabulary_of
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 from relay_trl.engines.base import Generation, Sampling
 from relay_trl.engines.loading import load_engine
 from relay_trl.engines.openai import OpenAIEngine

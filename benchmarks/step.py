@@ -25,7 +25,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from tables import add_output, machine, save, table
 from workload import SIZES, SYNTAX, Instant, Plan, Scheduled, make_model, vocabulary_of
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 from relay_trl.training.profile import GRADING, RELAY, REST, SECTIONS, StepProfiler
 
 WAYS = ("TRL", "relay, no calls", "relay, 2 calls each")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tables import add_output, machine, save, table
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

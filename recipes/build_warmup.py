@@ -6,14 +6,14 @@ python recipes/build_warmup.py --config recipes/configs/arithmetic/build_warmup.
 import asyncio
 from dataclasses import replace
 
-from relay_trl.cli import RecipeParser
+from relay_trl.cli.endings import run
+from relay_trl.cli.parser import RecipeParser
+from relay_trl.cli.progress import Bar
 from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_overlong
 from relay_trl.data.warmup import WarmupConfig, warmup_rows, write_warmup
-from relay_trl.endings import run
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import close_engines, load_engine
-from relay_trl.progress import Bar
 from relay_trl.prompts import PromptBuilder
 from relay_trl.relay_config import load_record
 from relay_trl.run_files import ResumableRows, read_shards

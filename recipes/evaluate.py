@@ -8,10 +8,10 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from relay_trl.cli import RecipeParser
+from relay_trl.cli.endings import run
+from relay_trl.cli.parser import RecipeParser
 from relay_trl.costs import load_costs
 from relay_trl.data.sources import drop_ungradable
-from relay_trl.endings import run
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import load_engine
 from relay_trl.evaluation.answer_files import AnswerFile, answer_path, read_run

@@ -7,18 +7,18 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from relay_trl.cli import RecipeParser
+from relay_trl.cli.endings import run
+from relay_trl.cli.parser import RecipeParser
+from relay_trl.cli.progress import Bar
 from relay_trl.data.config import DataConfig
 from relay_trl.data.registry import SOURCES
 from relay_trl.data.sources import drop_overlong, drop_ungradable
 from relay_trl.data.teacher_filter import FilterConfig, choose, describe, pass_rates
-from relay_trl.endings import run
 from relay_trl.engines.checks import check_context, check_model
 from relay_trl.engines.loading import close_engines, load_engine
 from relay_trl.grading.grader import Grader
 from relay_trl.hub.dataset_card import read_rows, write_dataset_card
 from relay_trl.hub.upload import push
-from relay_trl.progress import Bar
 from relay_trl.prompts import PromptBuilder
 from relay_trl.run_files import ResumableRows, read_shards, write_jsonl
 

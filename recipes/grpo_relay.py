@@ -11,10 +11,10 @@ from pathlib import Path
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from relay_trl.cli import RecipeParser, model_kwargs
+from relay_trl.cli.endings import run
+from relay_trl.cli.parser import RecipeParser, model_kwargs
 from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_overlong, drop_ungradable
-from relay_trl.endings import run
 from relay_trl.engines.checks import check_context, check_model, check_student, check_teacher_context
 from relay_trl.engines.loading import load_engine
 from relay_trl.grading.grader import Grader

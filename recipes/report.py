@@ -10,8 +10,8 @@ the untrained student first, because gap and cost are measured from it. NAME= be
 import argparse
 from pathlib import Path
 
+from relay_trl.cli.endings import run
 from relay_trl.costs import load_costs
-from relay_trl.endings import run
 from relay_trl.evaluation.answer_files import read_run
 from relay_trl.evaluation.report.results import read_published
 from relay_trl.evaluation.report.training_plots import read_log

@@ -7,9 +7,9 @@
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from relay_trl.cli import RecipeParser, model_kwargs
+from relay_trl.cli.endings import run
+from relay_trl.cli.parser import RecipeParser, model_kwargs
 from relay_trl.data.sources import read_file
-from relay_trl.endings import run
 from relay_trl.engines.checks import check_student
 from relay_trl.options import check_file
 from relay_trl.training import RelaySFTConfig

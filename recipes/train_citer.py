@@ -6,14 +6,14 @@ python recipes/train_citer.py --config recipes/configs/arithmetic/train_citer.ya
 import asyncio
 
 from relay_trl.citer.config import CiterConfig
-from relay_trl.cli import RecipeParser
+from relay_trl.cli.endings import run
+from relay_trl.cli.parser import RecipeParser
+from relay_trl.cli.progress import Bar
 from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_overlong, drop_ungradable
-from relay_trl.endings import run
 from relay_trl.engines.checks import check_model
 from relay_trl.engines.loading import close_engines, load_engine
 from relay_trl.grading.grader import Grader
-from relay_trl.progress import Bar
 from relay_trl.prompts import PromptBuilder
 
 

@@ -28,7 +28,7 @@ def main():
             print(f"  {name:10} {what}")
         print("\nrelay-trl COMMAND --help lists the options of a command.")
         return
-    from .endings import run  # a tenth of a second, which the help need not wait for
+    from .cli.endings import run  # a tenth of a second, which the help need not wait for
 
     run(lambda: _function(word)(rest))
 

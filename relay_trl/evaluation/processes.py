@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..progress import Bar
+from ..cli.progress import Bar
 from .answer_files import answer_files
 
 _POLL_S = 0.5

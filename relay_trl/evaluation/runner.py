@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from ..cli.progress import Lines, is_watched
 from ..data.sources import drop_overlong
 from ..engines.base import Engine
 from ..engines.loading import close_engines
 from ..grading.grader import Grader
-from ..progress import Lines, is_watched
 from ..prompts import PromptBuilder
 from ..relay import RelayPrompt, RelayRules
 from .answer_files import Answer, AnswerFile

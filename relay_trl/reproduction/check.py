@@ -13,10 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from ..cli import RecipeParser
+from ..cli.endings import EXPECTED
+from ..cli.parser import RecipeParser
 from ..data.embedded import EMBEDDED
 from ..data.registry import SOURCES
-from ..endings import EXPECTED
 from ..engines.checks import check_context, check_model
 from ..options import broken_groups, check_file
 from .expand import ROOT, Stage

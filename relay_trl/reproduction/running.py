@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from ..progress import EVERY, MARK
+from ..cli.progress import EVERY, MARK
 from ..redaction import redact
 from .expand import Stage
 from .sections import SECTIONS

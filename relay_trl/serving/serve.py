@@ -6,8 +6,8 @@ Owns the process: options, the socket, the signals. The routes are in `app.py`.
 import logging
 import socket
 
-from ..cli import RecipeParser
-from ..endings import end_in_order
+from ..cli.endings import end_in_order
+from ..cli.parser import RecipeParser
 from ..engines.checks import check_model
 from .config import ServingConfig
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from torch import distributed
 from transformers import ProgressCallback, TrainerCallback
 
-from ..launch import limit_waiting
-from ..progress import Lines
+from ..cli.launch import limit_waiting
+from ..cli.progress import Lines
 from ..relay_config import RelayRecord
 from ..rollout_files import RolloutWriter
 

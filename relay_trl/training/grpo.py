@@ -17,8 +17,8 @@ from datasets import Dataset
 from transformers import ProgressCallback, TrainerCallback, set_seed
 from trl import GRPOTrainer
 
+from ..cli.launch import from_first_process
 from ..engines.base import Engine
-from ..launch import from_first_process
 from ..prompts import PromptBuilder, RunPrompts
 from ..redaction import mask_credentials
 from ..rewards import load_function, load_reward

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Sampler
 from trl.trainer.utils import RepeatSampler
 
-from ..endings import first_of
+from ..cli.endings import first_of
 from ..engines.base import Engine, EngineError
 from ..prompts import PromptBuilder
 from ..relay import RelayRules, relay

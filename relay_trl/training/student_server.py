@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from trl import GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 
+from ..cli.launch import from_first_process
 from ..engines.base import EngineError
-from ..launch import from_first_process
 from ..redaction import mask_credentials
 from .config import RelayGRPOConfig
 from .vllm_weights import copied

@@ -8,7 +8,7 @@ import ipaddress
 import socket
 from pathlib import Path
 
-from ..endings import end_in_order
+from ..cli.endings import end_in_order
 from .follow import FollowedRun
 from .watch_page import render_watch_page
 

@@ -67,7 +67,7 @@ def test_the_others_end_and_name_it(tmp_path, what, said):
 SCRIPT = """
 import os, time
 from torch import distributed
-from relay_trl.launch import explain
+from relay_trl.cli.launch import explain
 
 distributed.init_process_group("gloo")
 said = {said}[int(os.environ["RANK"])]

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.distributed
 SCRIPT = """
 import os
 from torch import distributed
-from relay_trl.launch import check_launch
-from relay_trl.endings import run
+from relay_trl.cli.launch import check_launch
+from relay_trl.cli.endings import run
 from relay_trl.data.config import DataConfig
 
 def main():

@@ -22,7 +22,7 @@ from helpers import trainers  # noqa: E402
 from helpers.trainers import SYNTAX, grpo_config, grpo_trainer, load_student, load_tokenizer, rows  # noqa: E402
 from helpers.warmup import sft_config, warmup_rows  # noqa: E402
 
-from relay_trl.endings import end_process  # noqa: E402
+from relay_trl.cli.endings import end_process  # noqa: E402
 from relay_trl.rollout_files import RolloutReader  # noqa: E402
 from relay_trl.training import RelaySFTTrainer  # noqa: E402
 from relay_trl.training.lora import lora_config  # noqa: E402

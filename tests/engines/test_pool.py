@@ -10,7 +10,7 @@ from helpers.openai_server import GREEDY, VOCABULARY, Server, reply, run
 from helpers.scripted_relay import END, scripted
 from helpers.tokenizers import byte_level
 
-from relay_trl.cli import RecipeParser
+from relay_trl.cli.parser import RecipeParser
 from relay_trl.engines import pool as pool_module
 from relay_trl.engines.base import EngineError
 from relay_trl.engines.loading import load_engine

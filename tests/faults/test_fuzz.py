@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from trl import ModelConfig
 
 from relay_trl.call_syntax import CallSyntax
-from relay_trl.cli import RecipeParser
+from relay_trl.cli.endings import EXPECTED
+from relay_trl.cli.parser import RecipeParser
 from relay_trl.data.config import DataConfig
 from relay_trl.data.sources import drop_ungradable, load_rows
-from relay_trl.endings import EXPECTED
 from relay_trl.engines.base import EngineError, FinishReason, Generation
 from relay_trl.engines.events import BrokenOff, stream_answer
 from relay_trl.engines.replies import Replies

@@ -19,9 +19,9 @@ import yaml
 from helpers.openai_server import Server
 from helpers.served import free_port
 
+from relay_trl.cli.progress import EVERY
 from relay_trl.data.arithmetic import problems
 from relay_trl.data.warmup import insert_calls
-from relay_trl.progress import EVERY
 
 ROOT = Path(__file__).parents[2]
 PAIR = ROOT / "data" / "arithmetic"

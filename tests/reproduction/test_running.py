@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relay_trl.progress import EVERY, MARK, Lines
+from relay_trl.cli.progress import EVERY, MARK, Lines
 from relay_trl.reproduction.expand import Stage
 from relay_trl.reproduction.running import Runner, check_stages
 from relay_trl.reproduction.teacher_server import TeacherServer, check_port

@@ -20,7 +20,7 @@ from helpers.trainers import (
 from helpers.warmup import sft_config, warmup_rows
 from jinja2 import Template
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 from relay_trl.engines.base import EngineError
 from relay_trl.engines.scripted import ScriptedEngine
 from relay_trl.prompts import PromptBuilder, check_problem

@@ -18,7 +18,7 @@ from trl.trainer import grpo_trainer as grpo_trainer_module
 from trl.trainer import sft_config as sft_config_module
 from trl.trainer import sft_trainer as sft_trainer_module
 
-from relay_trl.cli import RecipeParser
+from relay_trl.cli.parser import RecipeParser
 from relay_trl.engines.base import Sampling
 from relay_trl.training import RelayGRPOConfig
 from relay_trl.training.trl_options import GRPO, GRPO_NEEDS, SFT, SFT_NEEDS

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.calling import Calling  # noqa: E402
 
-from relay_trl.endings import run  # noqa: E402
+from relay_trl.cli.endings import run  # noqa: E402
 from relay_trl.engines.scripted import ScriptedEngine  # noqa: E402
 from relay_trl.training import RelayGRPOConfig, RelayGRPOTrainer  # noqa: E402
 from relay_trl.vocabulary import Vocabulary  # noqa: E402

@@ -10,11 +10,11 @@ import pytest
 from helpers.made_up_run import write_run
 
 from relay_trl.citer.config import CiterConfig
+from relay_trl.cli.help_text import owner_of, texts_of
 from relay_trl.data.config import DataConfig
 from relay_trl.data.teacher_filter import FilterConfig
 from relay_trl.data.warmup import WarmupConfig
 from relay_trl.evaluation.config import EvaluationConfig
-from relay_trl.help_text import owner_of, texts_of
 from relay_trl.hub.upload import PushConfig
 from relay_trl.serving.config import ServingConfig
 from relay_trl.training.config import RelayGRPOConfig, RelaySFTConfig
@@ -22,7 +22,7 @@ from relay_trl.training.config import RelayGRPOConfig, RelaySFTConfig
 CONFIGS = (CiterConfig, DataConfig, FilterConfig, WarmupConfig, EvaluationConfig, PushConfig, ServingConfig)
 CONFIGS += (RelayGRPOConfig, RelaySFTConfig)
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "trl", "peft", "vllm", "datasets", "accelerate")
 
 _RUN = """

@@ -18,7 +18,7 @@ from torch import distributed
 from torch.distributed import distributed_c10d
 from transformers import TrainingArguments
 
-from .redaction import redact
+from ..redaction import redact
 
 _TIMEOUT, _CLOSED = "timeout", "closed"
 _WORDS = ("gloo/transport", "application timeout caused pair closure")

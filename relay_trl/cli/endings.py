@@ -15,7 +15,7 @@ from types import ModuleType
 
 from safetensors import SafetensorError
 
-from .engines.base import EngineError
+from ..engines.base import EngineError
 
 EXPECTED = (ValueError, TypeError, ImportError, OSError, EngineError, RuntimeError, SafetensorError)
 """Errors that a user can fix; they are shown as one sentence."""
