@@ -74,7 +74,7 @@ def main():
         "numbers", rows, PromptBuilder(engine.vocabulary.tokenizer, engine), engine, 512, args.max_tokens
     )
     sampling = Sampling(temperature=0.7)
-    config = RelayRules(student=sampling, teacher=sampling, max_completion_tokens=args.max_tokens)
+    config = RelayRules(student=sampling, teacher=sampling, max_completion_length=args.max_tokens)
     found = {"vLLM alone": [], "student": [], "teacher": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds + 1):

@@ -75,7 +75,7 @@ def engines(args, size) -> Iterator[Line]:
         name = f"{args.backend} in the trainer's process, up and answering after {up_s:.1f} s"
         yield Line("engine up", verdict(len(answer.ids) == 8), name, {"seconds": up_s})
 
-        rules = RelayRules(max_completion_tokens=size.tokens, max_calls=0)
+        rules = RelayRules(max_completion_length=size.tokens, max_calls=0)
 
         async def ours(seed: int):
             await asyncio.gather(

@@ -74,7 +74,7 @@ def measure(vocabulary: Vocabulary, size: int, args, is_bare: bool, is_traced: b
     """CPU seconds of `size` rollouts at the same time, and the bytes that they take at their end."""
     engine = Rounds(vocabulary, size, args.student_tokens, args.teacher_tokens)
     ids = vocabulary.encode("12+34=" * 20)
-    prompt, config = RelayPrompt(ids, ids), RelayRules(max_completion_tokens=10**6, max_calls=CALLS)
+    prompt, config = RelayPrompt(ids, ids), RelayRules(max_completion_length=10**6, max_calls=CALLS)
 
     async def all_of_them():
         jobs = (

@@ -55,7 +55,7 @@ class Watched:
         return answer
 
 
-CONFIG = RelayRules(max_completion_tokens=10**6, syntax=SYNTAX, max_calls=3)
+CONFIG = RelayRules(max_completion_length=10**6, syntax=SYNTAX, max_calls=3)
 
 
 async def continuous(plans: list[Plan], student, teacher, seed: int):
@@ -175,7 +175,7 @@ class Bench:
     def no_calls(self) -> tuple[float, float]:
         """Seconds of TRL's `generate` and of relays without calls, for the same prompts and number of tokens."""
         prompts = [plan.prompt for plan in self.plans]
-        config = RelayRules(max_completion_tokens=self.args.median_tokens, syntax=SYNTAX, max_calls=0)
+        config = RelayRules(max_completion_length=self.args.median_tokens, syntax=SYNTAX, max_calls=0)
 
         async def ours(seed: int):
             jobs = [relay(RelayPrompt(ids), self.student, None, config, seed + k) for k, ids in enumerate(prompts)]

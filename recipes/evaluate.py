@@ -18,7 +18,7 @@ from relay_trl.evaluation.answer_files import AnswerFile, answer_path, read_run
 from relay_trl.evaluation.config import EvaluationConfig
 from relay_trl.evaluation.judging import judge_run
 from relay_trl.evaluation.methods import load_methods
-from relay_trl.evaluation.processes import run_parts
+from relay_trl.evaluation.processes import run_shards
 from relay_trl.evaluation.report.training_plots import find_logs
 from relay_trl.evaluation.report.write import print_results, write_report
 from relay_trl.evaluation.runner import build_problems, evaluate
@@ -36,16 +36,16 @@ def main():
     logs = find_logs(config.training_logs, config.student)
     costs = load_costs(config.costs)
     judge = None if config.shard else load_judge(config)
-    parts = [config.for_benchmark(name) for name in config.benchmarks]
+    configs = [config.for_benchmark(name) for name in config.benchmarks]
     rows = {}
-    for part in parts:  # all of them before any model is loaded
-        with part.load_grader() as grader:
-            rows[part.benchmark] = drop_ungradable(part.load_rows(), grader, part.benchmark)
+    for one in configs:  # all of them before any model is loaded
+        with one.load_grader() as grader:
+            rows[one.benchmark] = drop_ungradable(one.load_rows(), grader, one.benchmark)
     if config.num_processes > 1 and config.shard is None:
-        total = sum(len(rows[part.benchmark]) * part.samples for part in parts) * len(methods)
-        run_parts(sys.argv, config.num_processes, config.output_dir, total)
+        total = sum(len(rows[one.benchmark]) * one.samples for one in configs) * len(methods)
+        run_shards(sys.argv, config.num_processes, config.output_dir, total)
     else:
-        answer_all(parts, rows, methods, has_teacher)
+        answer_all(configs, rows, methods, has_teacher)
     if config.shard is not None:
         return
     judge_run(config.output_dir, judge, config)
@@ -56,15 +56,15 @@ def main():
     Console().print(f"Answers, tables, plots and report.html are in {config.output_dir}.", highlight=False)
 
 
-def answer_all(parts: list[EvaluationConfig], rows: dict[str, list[dict]], methods: list, has_teacher: bool):
+def answer_all(configs: list[EvaluationConfig], rows: dict[str, list[dict]], methods: list, has_teacher: bool):
     """Fills the run's files with what is missing in them."""
-    first = parts[0]
+    first = configs[0]
     weights = first.weights()
     with ExitStack() as stack:
         files = []
-        for part in parts:  # other settings are refused before any model is loaded
-            path = answer_path(part.output_dir, part.benchmark, part.part())
-            file = AnswerFile(path, part.settings(rows[part.benchmark], weights))
+        for config in configs:  # other settings are refused before any model is loaded
+            path = answer_path(config.output_dir, config.benchmark, config.parsed_shard())
+            file = AnswerFile(path, config.settings(rows[config.benchmark], weights))
             files.append(stack.enter_context(file))
         # The teacher first, so that a server that is down is noticed before a model is loaded.
         teacher = load_engine(first.teacher, **first.teacher_options()) if has_teacher else None
@@ -73,18 +73,18 @@ def answer_all(parts: list[EvaluationConfig], rows: dict[str, list[dict]], metho
             from relay_trl.citer.engine import with_router  # imports torch
 
             student = with_router(student, first.citer_router)
-        for part, answers in zip(parts, files, strict=True):
-            with part.load_grader() as grader:
-                builder = part.prompt_builder(student, teacher)
-                limits = (part.max_prompt_length, part.max_completion_length, part.skip_long_prompts)
-                problems = build_problems(part.benchmark, rows[part.benchmark], builder, student, *limits)
+        for config, answers in zip(configs, files, strict=True):
+            with config.load_grader() as grader:
+                builder = config.prompt_builder(student, teacher)
+                limits = (config.max_prompt_length, config.max_completion_length, config.skip_long_prompts)
+                problems = build_problems(config.benchmark, rows[config.benchmark], builder, student, *limits)
                 evaluate(
-                    *(methods, problems, student, teacher, part.relay_config(), grader, answers),
-                    samples=part.samples,
-                    seed=part.seed,
-                    max_in_flight=part.max_in_flight,
-                    has_progress=part.shard is None,
-                    part=part.part(),
+                    *(methods, problems, student, teacher, config.relay_config(), grader, answers),
+                    samples=config.samples,
+                    seed=config.seed,
+                    max_in_flight=config.max_in_flight,
+                    has_progress=config.shard is None,
+                    shard=config.parsed_shard(),
                 )
 
 

@@ -25,7 +25,7 @@ class RelayRules:
     """The rules of a relay.
 
     Args:
-        max_completion_tokens (`int`, defaults to `1024`): budget of a completion, with the teacher's tokens and the commands.
+        max_completion_length (`int`, defaults to `1024`): budget of a completion, with the teacher's tokens and the commands.
         syntax ([`CallSyntax`]): how a call is written.
         max_calls (`int`, defaults to `3`): how many calls of a rollout are answered; 0 answers none. The released code has 3 in
             training and 5 in evaluation.
@@ -43,7 +43,7 @@ class RelayRules:
             needs the student's own distribution.
     """
 
-    max_completion_tokens: int = 1024
+    max_completion_length: int = 1024
     syntax: CallSyntax = field(default_factory=CallSyntax)
     max_calls: int = 3
     max_call_tokens: int | None = None
@@ -58,7 +58,7 @@ class RelayRules:
     def __post_init__(self):
         if math.isnan(self.call_bias) or self.call_bias == math.inf:
             raise ValueError(f"call_bias is {self.call_bias}; it must be a finite number, or -inf for no calls at all.")
-        for name in ("max_completion_tokens", "max_call_tokens", "fixed_call_tokens"):
+        for name in ("max_completion_length", "max_call_tokens", "fixed_call_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
@@ -117,7 +117,7 @@ async def relay(
     feed = Feed(listener, vocabulary) if listener else None
     turn = 0
     while trace.stop is None:
-        left = config.max_completion_tokens - trace.num_tokens
+        left = config.max_completion_length - trace.num_tokens
         answered = sum(call.outcome is not Outcome.DENIED for call in trace.calls)
         is_open = teacher is not None and answered < config.max_calls and _teacher_budget(trace, config) > 0
         piece = _next_piece(trace, vocabulary, config, is_open)
@@ -162,7 +162,7 @@ def _next_piece(trace: Trace, vocabulary: Vocabulary, config: RelayRules, is_ope
 
 def _teacher_budget(trace: Trace, config: RelayRules) -> int:
     """Tokens that the teacher may still write."""
-    most = config.max_completion_tokens if config.max_teacher_tokens is None else config.max_teacher_tokens
+    most = config.max_completion_length if config.max_teacher_tokens is None else config.max_teacher_tokens
     return most - trace.teacher_tokens
 
 

@@ -131,7 +131,7 @@ class RelayRecord:
             changes (`Any`): fields of [`RelayRules`] that get other values.
         """
         config = {
-            "max_completion_tokens": self.max_completion_length,
+            "max_completion_length": self.max_completion_length,
             "syntax": CallSyntax(self.open_tag, self.close_tag),
             "max_calls": self.max_calls,
             "max_call_tokens": self.max_call_tokens,

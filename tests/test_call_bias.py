@@ -20,7 +20,7 @@ from relay_trl.relay import RelayRules
 def test_a_huge_bias_calls_at_once_until_calls_are_used_up(vocabulary):
     student, teacher = RandomStudent(vocabulary), scripted(vocabulary, "T", "T")
     for seed in range(2):
-        trace = run(student, teacher, seed=seed, call_bias=1e6, max_calls=1, max_completion_tokens=48)
+        trace = run(student, teacher, seed=seed, call_bias=1e6, max_calls=1, max_completion_length=48)
         assert trace.calls and trace.calls[0].requested == 7
         before = trace.text.index("<call>")
         # Nothing comes before but what the vocabulary merges with the tag's first character.
@@ -33,7 +33,7 @@ def test_minus_infinity_never_calls_and_leaves_the_rest_of_the_vocabulary(vocabu
     student, teacher = RandomStudent(vocabulary), scripted(vocabulary)
     seen = ""
     for seed in range(3):
-        trace = run(student, teacher, seed=seed, call_bias=NEVER, max_completion_tokens=120)
+        trace = run(student, teacher, seed=seed, call_bias=NEVER, max_completion_length=120)
         assert not trace.calls and "<call" not in trace.text and trace.malformed == 0
         seen += trace.text
     assert teacher.contexts == [] and "c" in seen and ">" in seen and "/" in seen
@@ -57,7 +57,7 @@ def test_more_bias_more_calls(name):
     def calls(bias):
         student = RandomStudent(vocabulary)
         traces = [
-            run(student, scripted(vocabulary, "T"), seed=s, call_bias=bias, max_completion_tokens=40) for s in range(8)
+            run(student, scripted(vocabulary, "T"), seed=s, call_bias=bias, max_completion_length=40) for s in range(8)
         ]
         assert sum(trace.malformed for trace in traces) <= 4  # a tag begun, an answer at its end
         return sum(trace.has_called for trace in traces)

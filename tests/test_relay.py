@@ -138,7 +138,7 @@ def test_the_innermost_of_nested_tags_is_the_call():
 @pytest.mark.parametrize("digits, requested", [("9" * 5000, 10**9), ("0" * 5000 + "2", 2), (" 3\n", 3)])
 def test_what_a_command_asks_for(digits, requested):
     teacher = scripted(LETTERS, "x" * 9000)
-    trace = run(scripted(LETTERS, f"<call>{digits}</call>"), teacher, max_completion_tokens=5100)
+    trace = run(scripted(LETTERS, f"<call>{digits}</call>"), teacher, max_completion_length=5100)
     (call,) = trace.calls
     left = 5100 - len(digits) - len("<call></call>")
     assert call.requested == requested
@@ -184,14 +184,14 @@ def test_limits_of_an_answer():
     assert granted(8, fixed_call_tokens=4) == 4
     assert granted(2, fixed_call_tokens=4) == 4
     assert granted(2, fixed_call_tokens=4, max_call_tokens=3) == 3
-    assert granted(8, max_completion_tokens=20) == 6
-    assert granted(8, fixed_call_tokens=30, max_completion_tokens=20) == 6
-    assert granted(8, max_call_tokens=7, max_completion_tokens=20, max_context=999) == 6
+    assert granted(8, max_completion_length=20) == 6
+    assert granted(8, fixed_call_tokens=30, max_completion_length=20) == 6
+    assert granted(8, max_call_tokens=7, max_completion_length=20, max_context=999) == 6
 
 
 def test_the_budget_is_met_in_the_middle_of_the_teachers_turn():
     student, teacher = scripted(LETTERS, "a<call>9</call>"), scripted(LETTERS, "uvwxyz")
-    trace = run(student, teacher, max_completion_tokens=18)
+    trace = run(student, teacher, max_completion_length=18)
     assert trace.stop is StopReason.LENGTH
     assert trace.answer == "auvw"
     assert trace.num_tokens == 18
@@ -201,16 +201,16 @@ def test_the_budget_is_met_in_the_middle_of_the_teachers_turn():
 
 def test_the_budget_is_met_exactly_at_a_command():
     teacher = scripted(LETTERS, "xyz")
-    trace = run(scripted(LETTERS, "a<call>9</call>"), teacher, max_completion_tokens=15)
+    trace = run(scripted(LETTERS, "a<call>9</call>"), teacher, max_completion_length=15)
     assert trace.stop is StopReason.LENGTH
     assert trace.num_tokens == 15 and not teacher.contexts
     assert [call.outcome for call in trace.calls] == [Outcome.DENIED]
 
 
 def test_the_budget_is_met_by_the_student():
-    trace = run(scripted(LETTERS, "abcdef"), scripted(LETTERS), max_completion_tokens=4)
+    trace = run(scripted(LETTERS, "abcdef"), scripted(LETTERS), max_completion_length=4)
     assert (trace.answer, trace.stop) == ("abcd", StopReason.LENGTH)
-    trace = run(scripted(LETTERS, "abc" + END), scripted(LETTERS), max_completion_tokens=4)
+    trace = run(scripted(LETTERS, "abc" + END), scripted(LETTERS), max_completion_length=4)
     assert (trace.answer, trace.stop, trace.num_tokens) == ("abc", StopReason.EOS, 4)
 
 
@@ -262,7 +262,7 @@ def test_turn_seeds_differ_between_turns_and_rollouts():
     assert turn_seed(7, 1) == turn_seed(7, 1) != turn_seed(71, 1)
 
 
-@pytest.mark.parametrize("field", ["max_completion_tokens", "max_call_tokens", "fixed_call_tokens"])
+@pytest.mark.parametrize("field", ["max_completion_length", "max_call_tokens", "fixed_call_tokens"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_limits_below_one_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}; it must be at least 1"):

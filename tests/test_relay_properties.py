@@ -112,7 +112,7 @@ def worlds(draw, student, teacher):
         answers.insert(draw(st.integers(0, 3)), EngineError(TROUBLE))
     limits = st.sampled_from([None, None, 1, 2, 5])
     config = RelayRules(
-        max_completion_tokens=draw(st.sampled_from([400, 200]) | st.integers(1, 120)),
+        max_completion_length=draw(st.sampled_from([400, 200]) | st.integers(1, 120)),
         max_calls=draw(st.sampled_from([4, 3, 2, 1, 0])),
         max_call_tokens=draw(limits),
         fixed_call_tokens=draw(limits),
@@ -160,7 +160,7 @@ def check_lengths_and_authors(world):
     trace = world.trace
     students = [request for request in world.log if request.who == "student"]
     T = len(trace.completion_ids)
-    assert len(trace.loss_mask) == len(trace.logprobs) == trace.num_tokens == T <= world.config.max_completion_tokens
+    assert len(trace.loss_mask) == len(trace.logprobs) == trace.num_tokens == T <= world.config.max_completion_length
     marked = list(zip(trace.completion_ids, trace.loss_mask, trace.logprobs, strict=True))
     assert [i for i, mask, _ in marked if mask] == [i for r in students for i in r.answer.ids]
     assert [p for _, mask, p in marked if mask] == [p for r in students for p in r.answer.logprobs]
@@ -177,7 +177,7 @@ def check_student_contexts(world):
             # From the very first token of the prompt, and all of what has been written so far.
             assert request.context == whole[: len(request.context)]
             assert len(request.context) >= written
-            assert request.max_tokens == world.config.max_completion_tokens - (
+            assert request.max_tokens == world.config.max_completion_length - (
                 len(request.context) - len(world.prompt.student)
             )
             written = len(request.context) + len(request.answer.ids)
@@ -226,7 +226,7 @@ def check_teacher_contexts(world):
 def check_calls(world):
     """Who was asked when, for how many tokens, and what came of it."""
     table, config, trace = TABLES[world.student], world.config, world.trace
-    limit = config.max_completion_tokens
+    limit = config.max_completion_length
     answered = [call for call in trace.calls if call.outcome is not Outcome.DENIED]
     asked = [request for request in world.log if request.who == "teacher"]
     assert len(asked) == len(answered) <= config.max_calls
@@ -284,7 +284,7 @@ def check_end(world):
     if trace.stop is StopReason.EOS:
         assert last.who == "student" and trace.completion_ids[-1] == eos
     elif trace.stop is StopReason.LENGTH:
-        assert trace.num_tokens == world.config.max_completion_tokens
+        assert trace.num_tokens == world.config.max_completion_length
         assert trace.completion_ids[-1] != eos
     elif trace.stop is StopReason.TEACHER_EOS:
         assert last.who == "teacher" and world.config.is_ended_by_teacher
@@ -352,13 +352,13 @@ def test_any_rollout_keeps_the_rules(student, teacher, data):
 def test_without_a_teacher_a_rollout_is_what_the_engine_alone_writes(name, data):
     vocabulary, log = VOCABULARIES[name], []
     turn = data.draw(reference.spellings(TABLES[name])) + [vocabulary.eos_id]
-    config = RelayRules(max_completion_tokens=data.draw(st.integers(1, 60)), student=Sampling(temperature=0.3))
+    config = RelayRules(max_completion_length=data.draw(st.integers(1, 60)), student=Sampling(temperature=0.3))
     prompt = RelayPrompt(vocabulary.encode("Q: "))
     student = WitnessedEngine("student", vocabulary, [turn], log)
     trace = asyncio.run(relay(prompt, student, None, config, seed=data.draw(st.none() | st.integers(0, 9))))
     (request,) = log
     alone = WitnessedEngine("student", vocabulary, [turn], [])
-    written = asyncio.run(alone.generate(prompt.student, config.max_completion_tokens, sampling=request.sampling))
+    written = asyncio.run(alone.generate(prompt.student, config.max_completion_length, sampling=request.sampling))
     assert request.stop == () and request.sampling.temperature == 0.3
     assert trace.completion_ids == written.ids
     assert trace.logprobs == written.logprobs

@@ -55,7 +55,7 @@ def test_the_students_further_end_tokens_end_the_teachers_answer_too():
 def test_the_closing_end_token_needs_room(budget, stop, closing):
     # This engine does not return the end token it stopped at, so its words alone may fill the budget.
     answer = Generation(LETTERS.encode("xy"), "xy", FinishReason.EOS)
-    trace = run(scripted(LETTERS, "a<call>9</call>"), FixedEngine(LETTERS, answer), max_completion_tokens=budget)
+    trace = run(scripted(LETTERS, "a<call>9</call>"), FixedEngine(LETTERS, answer), max_completion_length=budget)
     assert trace.stop is stop
     assert trace.completion_ids == tokens(LETTERS, "a<call>9</call>xy" + closing)
 
@@ -123,7 +123,7 @@ def test_an_answer_that_is_cut_does_not_end_the_rollout():
     used = len(BYTE_LEVEL.encode("<call>3</call>"))
     for left, answer, stop in ((5, "中", StopReason.LENGTH), (20, "中中", StopReason.TEACHER_EOS)):
         student, teacher = scripted(BYTE_LEVEL, "<call>3</call>"), scripted(LETTERS, "中中" + END)
-        trace = run(student, teacher, max_completion_tokens=used + left)
+        trace = run(student, teacher, max_completion_length=used + left)
         assert trace.stop is stop
         assert trace.answer.rstrip("\ufffd") == answer
     # A teacher that does not keep to the limit is cut at it, and then has not ended.
@@ -132,7 +132,7 @@ def test_an_answer_that_is_cut_does_not_end_the_rollout():
     assert trace.answer == "中中中" and trace.stop is StopReason.EOS
     for left, stop in ((6, StopReason.LENGTH), (7, StopReason.TEACHER_EOS)):
         teacher = FixedEngine(None, Generation(None, "中中", FinishReason.EOS))
-        trace = run(scripted(BYTE_LEVEL, "<call>6</call>"), teacher, max_completion_tokens=used + left)
+        trace = run(scripted(BYTE_LEVEL, "<call>6</call>"), teacher, max_completion_length=used + left)
         assert trace.stop is stop
         assert trace.num_tokens == used + left
     # Text is counted in the student's tokens, whatever its server says of their number, and cut at a whole character.
@@ -175,7 +175,7 @@ def test_half_a_character_at_the_end_of_a_text_is_left_out():
 
 def test_a_text_may_fill_the_budget_and_no_more():
     used = len(LETTERS.encode("<call>6</call>"))
-    trace = run(scripted(LETTERS, "<call>6</call>"), scripted(None, "abcdef"), max_completion_tokens=used + 4)
+    trace = run(scripted(LETTERS, "<call>6</call>"), scripted(None, "abcdef"), max_completion_length=used + 4)
     assert (trace.answer, trace.stop, trace.num_tokens) == ("abcd", StopReason.LENGTH, used + 4)
 
 

@@ -178,5 +178,5 @@ def test_words_by_lot_share_characters_too():
         engines = [scripted(BYTE_LEVEL) for _ in range(2)]
         for engine in engines:
             engine._script = engine.script = script
-        trace = asyncio.run(answer_by_lot(prompt, *engines, RelayRules(max_completion_tokens=200), seed, 0.5))
+        trace = asyncio.run(answer_by_lot(prompt, *engines, RelayRules(max_completion_length=200), seed, 0.5))
         assert trace.answer == trace.text == text

@@ -52,7 +52,7 @@ async def continue_by_router(
     # The engine's noise depends on seed and position, so one seed is enough for an answer.
     sampling = RoutedSampling.of(replace(config.student, seed=seed), threshold)
     while trace.stop is None:
-        left = config.max_completion_tokens - trace.num_tokens
+        left = config.max_completion_length - trace.num_tokens
         written = await student.generate(prompt.student + trace.completion_ids, left, sampling=sampling)
         trace.student_read.add(written.prompt_tokens, written.cached_tokens)
         ids, logprobs = written.ids or [], written.logprobs or []
@@ -64,7 +64,7 @@ async def continue_by_router(
         add_words(trace, Author.STUDENT, ids[:-1], student.vocabulary, logprobs[:-1])
         call = Call(trace.num_tokens, requested=1)
         trace.calls.append(call)
-        left = config.max_completion_tokens - trace.num_tokens
+        left = config.max_completion_length - trace.num_tokens
         asked = replace(config.teacher, seed=turn_seed(seed, len(trace.calls)))
         await ask_teacher(trace, prompt, student.vocabulary, teacher, one_token, left, asked)
         if trace.stop is None and call.delivered == 0:

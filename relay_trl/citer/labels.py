@@ -71,7 +71,7 @@ class Labeller:
         references (`Sequence[Reference]`).
         student ([`RoutedEngine`]), teacher ([`Engine`]).
         grader ([`Grader`]): grades roll-outs.
-        config ([`RelayRules`]): the syntax, and `max_completion_tokens` of the answers that the student finishes alone in
+        config ([`RelayRules`]): the syntax, and `max_completion_length` of the answers that the student finishes alone in
             round 1.
         temperature (`float`, defaults to `0.0`): of these answers and of roll-outs.
         max_in_flight (`int`, defaults to `256`): requests at a time.
@@ -135,7 +135,7 @@ class Labeller:
             is_right = token == self.references[position.question].ids[position.index]
             position.kind = Kind.TEACHER if is_right else Kind.OPEN
             self.on_done()
-        await self._label_open(0.0, self.config.max_completion_tokens, seed)
+        await self._label_open(0.0, self.config.max_completion_length, seed)
 
     async def next_round(self, threshold: float, max_tokens: int, seed: int = 0):
         """Labels the open positions again, by roll-outs with the current router."""
@@ -174,7 +174,7 @@ class Labeller:
             trace = self._begin(open_ones[i], with_own=True)
             prompt = self.references[open_ones[i].question].prompt
             room = (self.student.max_context or sys.maxsize) - len(prompt.student)
-            config = replace(self.config, max_completion_tokens=min(trace.num_tokens + max_tokens, room))
+            config = replace(self.config, max_completion_length=min(trace.num_tokens + max_tokens, room))
             if trace.stop is None and trace.num_tokens < room:
                 rollout_seed = seed * 1_000_003 + i
                 await continue_by_router(trace, prompt, self.student, self.teacher, config, threshold, rollout_seed)

@@ -101,7 +101,7 @@ async def train_citer(
         EngineError: the teacher failed.
         ValueError: all labels are the same.
     """
-    rules = RelayRules(max_completion_tokens=config.max_completion_length, syntax=config.syntax)
+    rules = RelayRules(max_completion_length=config.max_completion_length, syntax=config.syntax)
     labeller = Labeller(references, student, teacher, grader, rules, config.temperature, config.max_in_flight, on_done)
     size = student.model.config.get_text_config().hidden_size
     record = RouterRecord(config.student, size, config.threshold, config.teacher)

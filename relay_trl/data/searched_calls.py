@@ -194,7 +194,7 @@ class CallSearch:
     async def _ask(self, candidate: _Candidate, prompt: RelayPrompt, found: Found, seed: int | None) -> Trace:
         """The candidate's answer up to its call, and the teacher's tokens."""
         trace = self._cut(candidate)
-        left = self._relay_rules.max_completion_tokens - trace.num_tokens
+        left = self._relay_rules.max_completion_length - trace.num_tokens
         sampling = replace(self._relay_rules.teacher, seed=seed)
         await ask_teacher(trace, prompt, self._vocabulary, self._teacher, self._relay_rules, left, sampling)
         if trace.stop is StopReason.TEACHER_ERROR:

@@ -244,12 +244,12 @@ def drop_ungradable(rows: list[dict], grader: CanGrade, name: str) -> list[dict]
 
 
 def drop_overlong(
-    rows: list[dict], lengths: list[int], budget: int, name: str, is_skipping: bool = False
+    rows: list[dict], lengths: list[int], budget: int, name: str, skip_long_prompts: bool = False
 ) -> list[dict]:
     """`rows` whose prompts fit the `budget` of tokens.
 
     Raises:
-        ValueError: a prompt does not fit and `is_skipping` is false. Prompts are never cut.
+        ValueError: a prompt does not fit and `skip_long_prompts` is false. Prompts are never cut.
     """
     long = [i for i, length in enumerate(lengths) if length > budget]
     if not long:
@@ -257,7 +257,7 @@ def drop_overlong(
     shown = ", ".join(f"{rows[i].get('source_row', i)} ({lengths[i]} tokens)" for i in long[:5]) + (
         ", ..." if len(long) > 5 else ""
     )
-    if not is_skipping or len(long) == len(rows):
+    if not skip_long_prompts or len(long) == len(rows):
         raise ValueError(
             f"{name}: {len(long)} of {len(rows)} prompts are longer than max_prompt_length={budget}: rows {shown}. Raise "
             "max_prompt_length, or set skip_long_prompts to leave these rows out."

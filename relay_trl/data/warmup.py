@@ -168,7 +168,7 @@ async def warmup_rows(
         EngineError: the teacher failed. Answers that were finished before have been yielded.
     """
     rules = RelayRules(
-        max_completion_tokens=config.max_completion_length,
+        max_completion_length=config.max_completion_length,
         syntax=config.syntax,
         max_calls=0,
         student=Sampling(config.temperature, config.top_p),

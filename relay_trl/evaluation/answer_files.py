@@ -124,11 +124,11 @@ class AnswerFile(ResumableFile):
             self.done.add(answer.key)
 
 
-def answer_path(folder: str | Path, benchmark: str, part: tuple[int, int] = (0, 1)) -> Path:
-    """The file of one benchmark in a run's folder, or of part `(k, n)` of it if several processes share the work."""
+def answer_path(folder: str | Path, benchmark: str, shard: tuple[int, int] = (0, 1)) -> Path:
+    """The file of one benchmark in a run's folder, or of shard `(k, n)` of it if several processes share the work."""
     name = re.sub(r"[^\w.-]+", "-", benchmark).strip("-.")
-    shard = f".{part[0]}of{part[1]}" if part[1] > 1 else ""
-    return Path(folder) / f"answers.{name}{shard}.jsonl"
+    end = f".{shard[0]}of{shard[1]}" if shard[1] > 1 else ""
+    return Path(folder) / f"answers.{name}{end}.jsonl"
 
 
 def answer_files(folder: str | Path) -> list[Path]:

@@ -150,7 +150,7 @@ class EvaluationConfig(JudgeFields, TrainedPromptFields, TeacherFields):
         self.benchmarks = list(dict.fromkeys(self.benchmarks))
         if not self.benchmarks:
             raise ValueError(f"benchmarks is empty; name at least one, such as {', '.join(REPORTED)}.")
-        self.part()
+        self.parsed_shard()
         for name in ("student_engine", "chat_template_kwargs"):
             setattr(self, name, mapping(name, getattr(self, name)))
         for name in _AT_LEAST_ONE:
@@ -218,7 +218,7 @@ class EvaluationConfig(JudgeFields, TrainedPromptFields, TeacherFields):
         source = SOURCES.get(self.benchmark)
         return load_grader(source.grader if source else "math", self.answer_marker, self.grading_time_limit_s)
 
-    def part(self) -> tuple[int, int]:
+    def parsed_shard(self) -> tuple[int, int]:
         """Which part of the problems this process asks, and of how many.
 
         Raises:
@@ -241,7 +241,7 @@ class EvaluationConfig(JudgeFields, TrainedPromptFields, TeacherFields):
         """The rules of the rollouts. Needs the config of [`~EvaluationConfig.with_student_defaults`]."""
         filled = {name: getattr(self, name) for name in FROM_STUDENT}
         return RelayRules(
-            max_completion_tokens=filled["max_completion_length"],
+            max_completion_length=filled["max_completion_length"],
             syntax=CallSyntax(filled["open_tag"], filled["close_tag"]),
             max_calls=filled["max_calls"],
             max_call_tokens=filled["max_call_tokens"],

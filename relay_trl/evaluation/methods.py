@@ -45,7 +45,7 @@ async def answer_alone(
     """The student alone. Its commands are not looked for and stay in the answer as plain text."""
     trace = Trace(prompt_ids=list(prompt.student))
     sampling = replace(config.student, seed=seed)
-    written = await student.generate(prompt.student, config.max_completion_tokens, sampling=sampling)
+    written = await student.generate(prompt.student, config.max_completion_length, sampling=sampling)
     if written.ids is None:
         raise EngineError(
             f"The student {student.name!r} returned no token ids; use an engine that does (see engines/)."
@@ -69,7 +69,7 @@ async def answer_by_teacher(
     trace = Trace(prompt_ids=list(prompt.student))
     try:
         sampling = replace(config.teacher, seed=seed)
-        written = await teacher.generate(prompt.teacher, config.max_completion_tokens, sampling=sampling)
+        written = await teacher.generate(prompt.teacher, config.max_completion_length, sampling=sampling)
     except EngineError as error:
         trace.error = str(error)
         trace.stop = StopReason.TEACHER_ERROR

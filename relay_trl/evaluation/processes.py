@@ -1,4 +1,4 @@
-"""Shares an evaluation between processes: each asks a part of the problems and writes its own files.
+"""Shares an evaluation between processes: each asks a shard of the problems and writes its own files.
 
 Owns how they are started, their devices, the common progress bar, and what happens when one fails. Every answer has its own
 seed, so the answers are the same as with one process.
@@ -17,7 +17,7 @@ from .answer_files import answer_files
 _POLL_S = 0.5
 
 
-def run_parts(command: Sequence[str], count: int, folder: str | Path, total: int) -> None:
+def run_shards(command: Sequence[str], count: int, folder: str | Path, total: int) -> None:
     """Runs `command` in `count` processes, the k-th with `--shard k/count`, and waits for all of them.
 
     Args:

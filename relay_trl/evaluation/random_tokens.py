@@ -34,7 +34,7 @@ async def answer_by_lot(
     config = replace(config, max_call_tokens=None, is_ended_by_teacher=True)
     is_teacher, turn = rng.random() < probability, 0
     while trace.stop is None:
-        left = config.max_completion_tokens - trace.num_tokens
+        left = config.max_completion_length - trace.num_tokens
         length = 1
         while length < left and (rng.random() < probability) == is_teacher:
             length += 1
@@ -56,7 +56,7 @@ async def answer_by_lot(
             add_words(trace, Author.STUDENT, written.ids, vocabulary, written.logprobs, is_ended)
             if is_ended:
                 trace.stop = StopReason.EOS
-            elif trace.num_tokens >= config.max_completion_tokens or len(written.ids) < length:
+            elif trace.num_tokens >= config.max_completion_length or len(written.ids) < length:
                 trace.stop = StopReason.LENGTH
         is_teacher, turn = not is_teacher, turn + 1
     return trace

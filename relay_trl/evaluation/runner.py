@@ -48,15 +48,15 @@ def build_problems(
     builder: PromptBuilder,
     student: Engine,
     max_prompt_tokens: int | None = None,
-    max_completion_tokens: int = 0,
-    is_skipping: bool = False,
+    max_completion_length: int = 0,
+    skip_long_prompts: bool = False,
 ) -> Problems:
     """Renders the prompts and refuses those that do not fit, before any request.
 
     Args:
         max_prompt_tokens (`int`, *optional*): budget of both models' prompts; `None`: only the contexts limit them.
-        max_completion_tokens (`int`, defaults to `0`): tokens that a prompt must leave free in a model's context.
-        is_skipping (`bool`, defaults to `False`): whether rows that do not fit are left out instead of refused.
+        max_completion_length (`int`, defaults to `0`): tokens that a prompt must leave free in a model's context.
+        skip_long_prompts (`bool`, defaults to `False`): whether rows that do not fit are left out instead of refused.
 
     Raises:
         ValueError: a prompt does not fit.
@@ -65,15 +65,17 @@ def build_problems(
     for engine, ids_of in ((student, _student_ids), (builder.teacher, _teacher_ids)):
         if engine is None:
             continue
-        room = None if engine.max_context is None else engine.max_context - max_completion_tokens
+        room = None if engine.max_context is None else engine.max_context - max_completion_length
         if room is not None and room < 1:
             raise ValueError(
-                f"max_completion_length is {max_completion_tokens}, but {engine.name} has room for {engine.max_context} "
+                f"max_completion_length is {max_completion_length}, but {engine.name} has room for {engine.max_context} "
                 "tokens of prompt and completion together; lower max_completion_length."
             )
         budget = min((limit for limit in (max_prompt_tokens, room) if limit is not None), default=None)
         if budget is not None:
-            rows = drop_overlong(rows, [len(ids_of(row["_prompt"])) for row in rows], budget, benchmark, is_skipping)
+            rows = drop_overlong(
+                rows, [len(ids_of(row["_prompt"])) for row in rows], budget, benchmark, skip_long_prompts
+            )
     return Problems(benchmark, rows, [row.pop("_prompt") for row in rows])
 
 
@@ -107,7 +109,7 @@ def evaluate(
     seed: int = 0,
     max_in_flight: int = 256,
     has_progress: bool = True,
-    part: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> None:
     """Fills `answers` with the answers that are missing in it.
 
@@ -122,7 +124,7 @@ def evaluate(
         seed (`int`, defaults to `0`).
         max_in_flight (`int`, defaults to `256`): rollouts at a time.
         has_progress (`bool`, defaults to `True`): whether to show a bar per method on standard error.
-        part (`tuple[int, int]`, defaults to `(0, 1)`): `(k, n)` asks the k-th of n parts of the answers.
+        shard (`tuple[int, int]`, defaults to `(0, 1)`): `(k, n)` asks the k-th of n shards of the answers.
 
     Raises:
         EngineError: the student failed. The answers before that are in the file.
@@ -136,7 +138,7 @@ def evaluate(
         for method in methods
         for sample in range(samples)
         for index in range(len(problems.rows))
-        if (sample * len(problems.rows) + index) % part[1] == part[0]
+        if (sample * len(problems.rows) + index) % shard[1] == shard[0]
     ]
     jobs = [job for job in mine if (job.method.name, problems.benchmark, job.index, job.sample) not in answers.done]
     if len(jobs) < len(mine):

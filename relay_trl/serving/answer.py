@@ -27,7 +27,7 @@ class Question:
         seed (`int`, *optional*): the same seed gives the same ids as in training and evaluation.
         stop (`tuple[str, ...]`): the answer ends before the first of these.
         shows_commands (`bool`, defaults to `False`): whether commands stay in the text.
-        has_teacher (`bool`, defaults to `True`): whether the teacher may be asked.
+        use_teacher (`bool`, defaults to `True`): whether the teacher may be asked.
         top_logprobs (`int`, *optional*): score the answer's tokens, and give so many of the likeliest at each place.
         is_echo (`bool`, defaults to `False`): whether the prompt is part of the answer.
         is_silent (`bool`, defaults to `False`): whether nothing is written; with `is_echo` the prompt alone is scored.
@@ -38,7 +38,7 @@ class Question:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     shows_commands: bool = False
-    has_teacher: bool = True
+    use_teacher: bool = True
     top_logprobs: int | None = None
     is_echo: bool = False
     is_silent: bool = False
@@ -115,7 +115,7 @@ async def answer(
     job = relay(
         question.prompt,
         student,
-        teacher if question.has_teacher else None,
+        teacher if question.use_teacher else None,
         question.config,
         question.seed,
         listener=reader if is_heard else None,

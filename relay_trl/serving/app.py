@@ -221,7 +221,7 @@ class RelayServer:
                 "teacher": None if teacher is None else mask_credentials(teacher.name),
                 "max_calls": self.pair.rules.max_calls,
                 "max_call_tokens": self.pair.rules.max_call_tokens,
-                "max_completion_tokens": self.pair.rules.max_completion_tokens,
+                "max_completion_tokens": self.pair.rules.max_completion_length,
             },
         }
         name = request.path_params.get("model")

@@ -191,7 +191,7 @@ class Pair:
             )
         rules = replace(
             self.rules,
-            max_completion_tokens=room if not max_tokens else min(max_tokens, room),
+            max_completion_length=room if not max_tokens else min(max_tokens, room),
             student=replace(self.rules.student, **{name: options.pop(name) for name in _STUDENT if name in options}),
             **options,
         )
@@ -200,7 +200,7 @@ class Pair:
 
     def room_for(self, prompt: RelayPrompt) -> int:
         """Most tokens of an answer to `prompt`."""
-        most = self.rules.max_completion_tokens
+        most = self.rules.max_completion_length
         if self.student.max_context is not None:
             most = min(most, self.student.max_context - len(prompt.student))
         return most

@@ -120,7 +120,7 @@ class RelayFields(JudgeFields, TeacherFields, PromptFields):
     def relay_config(self) -> RelayRules:
         """The rules of this run's rollouts."""
         return RelayRules(
-            max_completion_tokens=self.max_completion_length,
+            max_completion_length=self.max_completion_length,
             syntax=self.syntax,
             max_calls=self.max_calls,
             max_call_tokens=self.max_call_tokens,

@@ -36,7 +36,7 @@ from relay_trl.trace import Author, Outcome, StopReason
 
 PAIR = Path(__file__).parents[2] / "data" / "arithmetic"
 ROWS = problems("test", 24, seed=3)
-CONFIG = RelayRules(max_completion_tokens=48, student=Sampling(), teacher=Sampling(temperature=0.0))
+CONFIG = RelayRules(max_completion_length=48, student=Sampling(), teacher=Sampling(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_each_token_is_its_who_the_score_says(student, teacher, prompts):
 
 def test_an_answer_is_the_same_alone_and_in_a_batch_and_within_its_budget(student, teacher, prompts):
     threshold = middle(student, prompts)
-    config = RelayRules(max_completion_tokens=9, student=Sampling(), teacher=Sampling(temperature=0.0))
+    config = RelayRules(max_completion_length=9, student=Sampling(), teacher=Sampling(temperature=0.0))
     together = answer_all(prompts, student, teacher, threshold, config)
     for i in (0, 7):
         alone = asyncio.run(answer_by_router(prompts[i], student, teacher, config, i, threshold))
@@ -141,7 +141,7 @@ def test_a_teacher_with_nothing_to_say_leaves_the_students_token(student, prompt
 def test_a_teachers_end_that_ends_nothing_does_not_loop(student, teacher, prompts):
     words = student.vocabulary
     ending = ScriptedEngine(words, lambda context: [words.eos_id], name="ending")
-    config = RelayRules(max_completion_tokens=20, is_ended_by_teacher=False)
+    config = RelayRules(max_completion_length=20, is_ended_by_teacher=False)
     for trace in answer_all(prompts[:4], student, ending, 1.1, config):
         assert trace.stop is not None and trace.teacher_tokens == 0
 
@@ -227,7 +227,7 @@ def test_an_open_position_is_kept_if_the_student_gets_it_right_alone(student, te
     labeller = label(student, teacher, detours(student, prompts))
     first = [position for position in labeller.positions if position.index == 0]
     assert {position.kind for position in first} == {Kind.OPEN}
-    greedy = RelayRules(max_completion_tokens=48, student=Sampling(temperature=0.0))
+    greedy = RelayRules(max_completion_length=48, student=Sampling(temperature=0.0))
     for position, prompt, row in zip(first, prompts, ROWS[:10], strict=True):
         alone = asyncio.run(answer_alone(prompt, student, None, greedy, 0))
         assert position.label == (answer_of(alone.answer) == row["answer"])

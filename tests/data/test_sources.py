@@ -216,10 +216,10 @@ def test_prompts_over_the_budget(caplog):
         ValueError, match=r"2 of 4 prompts are longer than max_prompt_length=4: rows 1 \(5 tokens\), 3 \(9"
     ):
         drop_overlong(rows, lengths, 4, "mine")
-    assert drop_overlong(rows, lengths, 4, "mine", is_skipping=True) == [rows[0], rows[2]]
+    assert drop_overlong(rows, lengths, 4, "mine", skip_long_prompts=True) == [rows[0], rows[2]]
     assert "skipping 2 of 4" in caplog.text
     with pytest.raises(ValueError, match="4 of 4 prompts"):
-        drop_overlong(rows, lengths, 2, "mine", is_skipping=True)
+        drop_overlong(rows, lengths, 2, "mine", skip_long_prompts=True)
 
 
 def test_the_validation_split_has_no_row_of_the_training_set(tmp_path):

@@ -334,7 +334,7 @@ def test_anything_but_token_ids_is_refused(engine, context):
 
 @pytest.mark.parametrize("max_calls", [0, 3])
 def test_a_relay_without_calls_is_what_the_engine_alone_writes(engine, max_calls):
-    config = RelayRules(max_completion_tokens=40, max_calls=max_calls)
+    config = RelayRules(max_completion_length=40, max_calls=max_calls)
     contexts = [engine.vocabulary.encode(prompt) for prompt in PROMPTS * 3]
     traces = run(*(relay(RelayPrompt(ids, ids), engine, engine, config, seed) for seed, ids in enumerate(contexts)))
     for seed, (context, trace) in enumerate(zip(contexts, traces, strict=True)):

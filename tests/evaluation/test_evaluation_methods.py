@@ -113,7 +113,7 @@ def test_parts_of_a_benchmark_make_one_run_and_know_of_one_another(tmp_path):
     settings = {**SETTINGS, "benchmark": "arithmetic"}
     for k in range(3):
         path = answer_path(tmp_path / "parts", "arithmetic", (k, 3))
-        _, student, _ = run(path, ["student"], settings=settings, part=(k, 3))
+        _, student, _ = run(path, ["student"], settings=settings, shard=(k, 3))
         assert len(student.contexts) == 4
     merged = read_run(tmp_path / "parts")
     assert sorted(json.dumps(a.to_dict()) for a in merged.answers) == sorted(

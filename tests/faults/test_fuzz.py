@@ -139,7 +139,7 @@ def test_a_rollout_of_any_tokens_at_all_keeps_its_books(name):
         turns = [[chance.randrange(vocabulary.size) for _ in range(chance.randrange(30))] for _ in range(4)]
         student = speaker([turn + call * chance.randrange(2) + [eos] for turn in turns])
         teacher = speaker([turn or [1] for turn in reversed(turns)])
-        config = RelayRules(max_completion_tokens=60)
+        config = RelayRules(max_completion_length=60)
         trace = asyncio.run(relay(RelayPrompt([1, 2], [1, 2]), student, teacher, config, seed=seed))
         assert trace.num_tokens == len(trace.loss_mask) == len(trace.logprobs) == len(trace.completion_ids) <= 60, seed
         authors = [span.author is Author.STUDENT for span in trace.spans for _ in span.ids]

@@ -92,7 +92,7 @@ def try_it(attempt, pair, teacher_ends=False, **config):
     builder = PromptBuilder(mine.tokenizer, teacher, system=system)
     problem = attempt.get("messages") or (attempt["text"] if where == "prompt" else "1+1=")
     prompt = builder.build(problem)
-    config = RelayRules(max_completion_tokens=4000, max_calls=5, **config)
+    config = RelayRules(max_completion_length=4000, max_calls=5, **config)
     return asyncio.run(relay(prompt, student, teacher, config)), student, teacher
 
 

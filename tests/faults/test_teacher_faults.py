@@ -58,7 +58,7 @@ def roll_out(teacher):
     tokenizer = load_tokenizer()
     student = PlannedStudent(tokenizer, lambda problem, seed: "call, right")
     builder = PromptBuilder(tokenizer, teacher)
-    config = RelayRules(max_completion_tokens=60, teacher=Sampling(temperature=0.0))
+    config = RelayRules(max_completion_length=60, teacher=Sampling(temperature=0.0))
 
     async def all_of_them():
         try:

@@ -15,7 +15,7 @@ from relay_trl.vocabulary import Vocabulary
 SYNTAX = CallSyntax()
 
 
-CONFIG = RelayRules(max_completion_tokens=60, max_calls=5, max_call_tokens=6)
+CONFIG = RelayRules(max_completion_length=60, max_calls=5, max_call_tokens=6)
 
 
 METHODS = ("student", "relay", "relay_no_teacher", "fixed_2", "teacher")
@@ -74,7 +74,7 @@ def run(
     samples=1,
     words=None,
     has_teacher=True,
-    part=(0, 1),
+    shard=(0, 1),
     wrap=lambda engine: engine,
 ):
     words = words or vocabulary()
@@ -84,7 +84,7 @@ def run(
     asked = build_problems("arithmetic", rows, PromptBuilder(words.tokenizer, teacher), student, 20, 60)
     with AnswerFile(path, settings) as answers, Grader("#") as grader:
         methods = load_methods(names)
-        options = {"samples": samples, "has_progress": False, "part": part}
+        options = {"samples": samples, "has_progress": False, "shard": shard}
         evaluate(methods, asked, student, teacher, CONFIG, grader, answers, **options)
     return read_run(path), student, teacher
 

@@ -83,7 +83,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
 
 def test_a_record_says_what_relay_and_prompts_it_stands_for():
     config = OTHER.relay_config(max_calls=1)
-    assert (config.syntax.open_tag, config.max_calls, config.max_completion_tokens) == ("[ask]", 1, 48)
+    assert (config.syntax.open_tag, config.max_calls, config.max_completion_length) == ("[ask]", 1, 48)
     assert (config.max_call_tokens, config.is_ended_by_teacher, config.teacher.temperature) == (64, False, 0)
     builder = OTHER.prompt_builder(tokenizer=None)
     assert builder.text("1+1") == "Étape par étape | `so`.\n\nQ: 1+1\nA:"

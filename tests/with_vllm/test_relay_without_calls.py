@@ -30,7 +30,7 @@ def written_by_vllm(engine, contexts, sampling):
 @pytest.mark.parametrize("max_calls", [0, 3], ids=["calls_off", "no_call_made"])
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_a_relay_without_calls_is_what_vllm_writes(vllm_engine, sampling, max_calls):
-    config = RelayRules(max_completion_tokens=MAX_TOKENS, max_calls=max_calls, student=sampling)
+    config = RelayRules(max_completion_length=MAX_TOKENS, max_calls=max_calls, student=sampling)
     contexts = [vllm_engine.vocabulary.encode(prompt) for prompt in PROMPTS]
 
     async def rollouts():

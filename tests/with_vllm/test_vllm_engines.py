@@ -314,7 +314,7 @@ def test_a_context_that_is_too_long_for_a_server_says_so(teacher, prompt_ids):
 
 
 def test_a_relay_is_the_same_with_a_teacher_here_or_behind_http(vllm_engine, teacher, prompt_ids):
-    config = RelayRules(max_completion_tokens=80, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
+    config = RelayRules(max_completion_length=80, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
     student = Calling(vllm_engine, config.syntax)
     prompts = [prompt_ids + vllm_engine.vocabulary.encode(f"{n} ") for n in range(6)]
 
@@ -331,7 +331,7 @@ def test_a_relay_is_the_same_with_a_teacher_here_or_behind_http(vllm_engine, tea
 
 
 def test_a_turn_computes_what_is_new_and_at_most_one_block_more(vllm_engine, teacher, prompt_ids):
-    config = RelayRules(max_completion_tokens=200, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
+    config = RelayRules(max_completion_length=200, student=GREEDY, teacher=GREEDY, syntax=CallSyntax(), max_calls=3)
     prompt = prompt_ids + vllm_engine.vocabulary.encode("the sum of ab and 10 is so " * 12)
     turns = {"student": [], "teacher": []}
 
