@@ -21,8 +21,8 @@ from datasets import Dataset
 from tables import add_output, machine, save, table
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, TrainerCallback
 
+from relay_trl.cli.endings import run
 from relay_trl.data.arithmetic import problems
-from relay_trl.endings import run
 from relay_trl.training import RelayGRPOConfig, RelayGRPOTrainer
 
 STUDENT = Path(__file__).parents[1] / "data" / "arithmetic" / "warmed_up"

@@ -19,7 +19,7 @@ import httpx
 import openai
 from tables import add_output, machine, save, table
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 
 CONTEXT = list(range(2000, 2500))
 BODY = {

@@ -20,7 +20,7 @@ import torch
 from tables import add_output, machine, save, table
 from workload import SIZES, make_model
 
-from relay_trl.endings import run
+from relay_trl.cli.endings import run
 from relay_trl.engines import kv_cache
 from relay_trl.engines.base import Sampling
 from relay_trl.engines.transformers import TransformersEngine
