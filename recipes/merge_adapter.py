@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relay_trl.cli.endings import run
 from relay_trl.cli.parser import RecipeParser
-from relay_trl.hub.model_card import load_record, save_record
+from relay_trl.relay_config import load_record, save_record
 
 
 @dataclass

@@ -5,14 +5,12 @@ python recipes/plan.py --student Qwen/Qwen3-1.7B --teacher Qwen/Qwen3-8B --reque
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import HfArgumentParser
 
 from relay_trl.cli.endings import run
-from relay_trl.data.config import DataConfig
-from relay_trl.planning import report
-from relay_trl.training import RelayGRPOConfig, RelaySFTConfig
+from relay_trl.cli.help_text import add_texts
 
 
 @dataclass
@@ -21,33 +19,35 @@ class PlanConfig:
 
     Args:
         config (`str`, *optional*): YAML of grpo_relay.py or sft_warmup.py.
-        accelerate_config (`str`, *optional*), num_processes (`int`, *optional*): how it is launched.
+        accelerate_config (`str`): how the training is launched.
+        num_processes (`int`, *optional*): over that of accelerate_config.
         gpu_memory (`float`, defaults to `80`): GiB of one GPU.
-        student (`str`, *optional*), teacher (`str`, *optional*): folder or Hub id; by default those of the YAML. Name the
-            teacher if the YAML has its URL.
-        mean_prompt, mean_tokens (`int`, *optional*): expected tokens of a prompt and of an answer; by default half of the limits.
-        rho (`float`, defaults to `0.01`), calls (`float`, defaults to `1`): expected teacher share, and calls in an answer.
+        student (`str`, *optional*): folder or Hub id; by default that of the YAML.
+        teacher (`str`, *optional*): folder or Hub id; by default that of the YAML, if it is no URL.
+        mean_prompt (`int`, *optional*): expected tokens of a prompt; by default half of the limit.
+        mean_tokens (`int`, *optional*): expected tokens of an answer; by default half of the limit.
+        rho (`float`, defaults to `0.01`): expected teacher share.
+        calls (`float`, defaults to `1`): expected calls in an answer.
         requests_per_s (`float`, *optional*): of a service. Its table goes from 1 to 100,000 and has this row too.
-        student_curve, teacher_curve (`str`, *optional*): files of benchmarks/service_curves.py; estimated by default.
+        student_curve (`str`, *optional*): file of benchmarks/service_curves.py; estimated by default.
+        teacher_curve (`str`, *optional*): the same of the teacher.
         slowdown (`float`, defaults to `2`): 95 % of the answers may take at most so many times as long as alone.
     """
 
-    config: str | None = field(default=None, metadata={"help": "YAML of a training."})
-    accelerate_config: str = field(
-        default="accelerate_configs/single_gpu.yaml", metadata={"help": "How it is launched."}
-    )
-    num_processes: int | None = field(default=None, metadata={"help": "Over that of accelerate_config."})
-    gpu_memory: float = field(default=80.0, metadata={"help": "GiB of one GPU."})
-    student: str | None = field(default=None, metadata={"help": "Folder or Hub id."})
-    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id."})
-    mean_prompt: int | None = field(default=None, metadata={"help": "Prompt tokens to expect."})
-    mean_tokens: int | None = field(default=None, metadata={"help": "Completion tokens to expect."})
-    rho: float = field(default=0.01, metadata={"help": "The teacher's share to expect."})
-    calls: float = field(default=1.0, metadata={"help": "Calls an answer to expect."})
-    requests_per_s: float | None = field(default=None, metadata={"help": "Of a service."})
-    student_curve: str | None = field(default=None, metadata={"help": "Measured service curve."})
-    teacher_curve: str | None = field(default=None, metadata={"help": "Measured service curve."})
-    slowdown: float = field(default=2.0, metadata={"help": "Promise to the 95th answer of a hundred."})
+    config: str | None = None
+    accelerate_config: str = "accelerate_configs/single_gpu.yaml"
+    num_processes: int | None = None
+    gpu_memory: float = 80.0
+    student: str | None = None
+    teacher: str | None = None
+    mean_prompt: int | None = None
+    mean_tokens: int | None = None
+    rho: float = 0.01
+    calls: float = 1.0
+    requests_per_s: float | None = None
+    student_curve: str | None = None
+    teacher_curve: str | None = None
+    slowdown: float = 2.0
 
     def __post_init__(self):
         if (self.config is None) == (self.requests_per_s is None):
@@ -57,9 +57,15 @@ class PlanConfig:
 
 
 def main():
-    (config, unknown) = HfArgumentParser(PlanConfig).parse_args_into_dataclasses(return_remaining_strings=True)  # type: ignore
+    parser = HfArgumentParser(PlanConfig)  # type: ignore[arg-type]
+    add_texts(parser, [PlanConfig])
+    config, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
         raise ValueError(f"Unknown option {unknown[0]!r}. Run with --help for all options.")
+    from relay_trl.data.config import DataConfig
+    from relay_trl.planning import report  # imports torch
+    from relay_trl.training import RelayGRPOConfig, RelaySFTConfig
+
     if config.config is not None:
         options = report.Options(config.config, [RelayGRPOConfig, DataConfig], [RelaySFTConfig])
         sys.exit(1 if report.print_training(config, options) else 0)

@@ -14,8 +14,9 @@ from relay_trl.cli.parser import RecipeParser
 from relay_trl.data.registry import SOURCES
 from relay_trl.evaluation.report.for_card import card_contents
 from relay_trl.hub.dataset_card import read_rows, write_dataset_card
-from relay_trl.hub.model_card import RELAY_CONFIG_NAME, load_record, write_model_card
+from relay_trl.hub.model_card import write_model_card
 from relay_trl.hub.upload import PushConfig, licence_of, model_files, push
+from relay_trl.relay_config import RELAY_CONFIG_NAME, load_record
 
 
 def model_with_card(config: PushConfig, folder: Path) -> dict[str, Path]:

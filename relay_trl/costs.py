@@ -8,14 +8,13 @@ a token that it reads or writes takes 2 N floating-point operations (without att
     teacher: {parameters: 8.2e9, read: 0.10, cached: 0.025, write: 0.30}
 """
 
-import json
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from safetensors import safe_open
 
 from .trace import Reading, Trace
 
@@ -203,15 +202,8 @@ def count_parameters(model: str | None) -> int | None:
     files = sorted(Path(model).glob("*.safetensors")) if model and Path(model).is_dir() else []
     total = 0
     for path in files:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            tensors = json.loads(file.read(length))
-        for name, tensor in tensors.items():
-            if name != "__metadata__":
-                size = 1
-                for dimension in tensor["shape"]:
-                    size *= dimension
-                total += size
+        with safe_open(path, "numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total or None
 
 

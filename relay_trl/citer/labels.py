@@ -135,11 +135,7 @@ class Labeller:
             is_right = token == self.references[position.question].ids[position.index]
             position.kind = Kind.TEACHER if is_right else Kind.OPEN
             self.on_done()
-        await self._label_open(0.0, self.config.max_completion_length, seed)
-
-    async def next_round(self, threshold: float, max_tokens: int, seed: int = 0):
-        """Labels the open positions again, by roll-outs with the current router."""
-        await self._label_open(threshold, max_tokens, seed)
+        await self.label_open(0.0, self.config.max_completion_length, seed)
 
     def _begin(self, position: Position, with_own: bool) -> Trace:
         """The reference up to a position, with the student's own token if `with_own`."""
@@ -166,8 +162,8 @@ class Labeller:
         span: Span | None = trace.spans[-1] if trace.spans else None
         return span.ids[0] if span is not None and span.author is Author.TEACHER else None
 
-    async def _label_open(self, threshold: float, max_tokens: int, seed: int):
-        """Lets the student finish from its own token, with the teacher below `threshold` (0: without the teacher)."""
+    async def label_open(self, threshold: float, max_tokens: int, seed: int = 0):
+        """A round: at the open positions the student finishes from its own token, with the teacher below `threshold` (0: without)."""
         open_ones = [position for position in self.positions if position.kind is Kind.OPEN]
 
         async def roll_out(i: int) -> str:

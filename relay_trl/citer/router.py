@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import mannwhitneyu
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -153,13 +154,11 @@ def train_router(
 
 
 def _ranking(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
-    """The area under the ROC curve, from ranks; ties count half."""
-    kept = int(labels.sum())
-    if kept in (0, len(labels)):
+    """The area under the ROC curve; ties count half."""
+    kept, replaced = scores[labels == 1].numpy(), scores[labels == 0].numpy()
+    if not len(kept) or not len(replaced):
         return None
-    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
-    mean_rank = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
-    return ((mean_rank[labels == 1].sum() - kept * (kept + 1) / 2) / (kept * (len(labels) - kept))).item()
+    return float(mannwhitneyu(kept, replaced, method="asymptotic").statistic) / (len(kept) * len(replaced))
 
 
 def thresholds_for(scores: torch.Tensor, shares: Sequence[float]) -> dict[str, float]:

@@ -109,7 +109,7 @@ async def train_citer(
         if number == 1:
             await labeller.first_round(config.seed)
         else:
-            await labeller.next_round(config.threshold, config.rollout_length, config.seed + number)
+            await labeller.label_open(config.threshold, config.rollout_length, config.seed + number)
         router, fit, held_out = train_router(
             labeller.states,
             labeller.labels,

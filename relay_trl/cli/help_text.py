@@ -54,6 +54,14 @@ def texts_of(kind: type) -> dict[str, str]:
     return found
 
 
+def add_texts(parser: argparse.ArgumentParser, kinds: Iterable[type]):
+    """Gives the options of a parser that was filled from dataclasses their help texts, where they have none."""
+    texts = {name: text for kind in kinds for name, text in texts_of(kind).items()}
+    for action in parser._actions:
+        if action.help is None and action.dest in texts:
+            action.help = texts[action.dest].replace("%", "%%")
+
+
 def owner_of(kind: type, name: str) -> str:
     """The package whose class defines a field."""
     for parent in kind.__mro__:

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import yaml
 from trl import TrlParser
 
-from .help_text import grouped_help, texts_of
+from .help_text import add_texts, grouped_help
 
 # YAML 1.1 reads 1e-6 as a text; 1.2, and whoever writes one, as a number
 yaml.SafeLoader.add_implicit_resolver(
@@ -26,10 +26,7 @@ class RecipeParser(TrlParser):
 
     def __init__(self, dataclass_types: type | Iterable[type]):
         super().__init__(dataclass_types)  # type: ignore[arg-type]
-        texts = {name: text for kind in self.dataclass_types for name, text in texts_of(kind).items()}
-        for action in self._actions:
-            if action.help is None and action.dest in texts:
-                action.help = texts[action.dest].replace("%", "%%")
+        add_texts(self, self.dataclass_types)
 
     def parse(self, args: list[str] | None = None) -> tuple:
         """The dataclasses, filled from `--config file.yaml` and the command line, which overrides it."""

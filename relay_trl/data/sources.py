@@ -209,14 +209,13 @@ def read_file(kind: str, path: str):
         ValueError: it is empty, or has another format.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
     if not Path(path).read_bytes().strip():
         raise ValueError(f"{path} has no rows.")
     try:
         return load_dataset(kind, data_files=path, split="train")
-    except (DatasetGenerationError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+    except Exception as error:  # its readers fail in many ways
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read as {kind}: {reason}") from error
 
 

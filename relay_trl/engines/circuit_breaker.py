@@ -10,6 +10,7 @@ from typing import Any
 
 from ..vocabulary import Vocabulary
 from .base import Context, Engine, EngineError, Generation, OnTokens, Sampling
+from .loading import close_engines
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +82,7 @@ class GuardedTeacher:
 
     async def aclose(self):
         """Closes the engine's connections, if it has any."""
-        close = getattr(self.engine, "aclose", None)
-        if close is not None:
-            await close()
+        await close_engines(self.engine)
 
 
 def _is_outage(error: EngineError) -> bool:

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..call_bias import NEVER
@@ -127,15 +128,6 @@ def _random_router(share: float) -> Answerer:
     return answer
 
 
-def _random_tokens(probability: float) -> Answerer:
-    async def answer(
-        prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
-    ) -> Trace:
-        return await answer_by_lot(prompt, student, teacher, config, seed, probability)
-
-    return answer
-
-
 def _citer(threshold: float | None) -> Answerer:
     async def answer(
         prompt: RelayPrompt, student: Engine, teacher: Engine | None, config: RelayRules, seed: int | None
@@ -209,7 +201,7 @@ FAMILIES: dict[str, Family] = {
         "q",
         "each token from the teacher with this probability: 0 to 1, such as random_tokens_0.1",
         "random tokens, {}",
-        _random_tokens,
+        lambda probability: partial(answer_by_lot, probability=probability),
         lambda probability: 0 <= probability <= 1,
     ),
     "citer": Family(

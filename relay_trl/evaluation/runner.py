@@ -7,7 +7,7 @@ Owns seeds, concurrency, progress, and what is asked again after a run was kille
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -149,6 +149,16 @@ def evaluate(
         return
     board = _Board(methods, len(mine) // len(methods), jobs, is_shown=has_progress)
 
+    def take(batch: list[Answer]):
+        """Grades answers and writes them. Rollouts whose teacher failed are not graded."""
+        graded = [answer for answer in batch if not answer.trace.has_failed]
+        verdicts = grader.grade([answer.trace.answer for answer in graded], [answer.gold for answer in graded])
+        for answer, verdict in zip(graded, verdicts, strict=True):
+            answer.correct = verdict
+        for answer in batch:
+            answers.add(answer)
+            board.count(answer)
+
     async def ask(job: _Job) -> Answer:
         row = problems.rows[job.index]
         rollout_seed = answer_seed(seed, problems.benchmark, job.index, job.sample)
@@ -158,7 +168,7 @@ def evaluate(
 
     async def ask_all():
         try:
-            await _ask_all(iter(jobs), ask, _Sink(grader, answers, board), min(max_in_flight, len(jobs)))
+            await _ask_all(iter(jobs), ask, take, min(max_in_flight, len(jobs)))
         finally:
             await close_engines(student, teacher)
 
@@ -173,7 +183,7 @@ class _Job:
     sample: int
 
 
-async def _ask_all(jobs: Iterator[_Job], ask, sink: "_Sink", workers: int) -> None:
+async def _ask_all(jobs: Iterator[_Job], ask, take: Callable[[list[Answer]], None], workers: int) -> None:
     finished: asyncio.Queue[Answer | None] = asyncio.Queue()
 
     async def work():
@@ -188,7 +198,7 @@ async def _ask_all(jobs: Iterator[_Job], ask, sink: "_Sink", workers: int) -> No
                 batch.append(finished.get_nowait())
             is_open = None not in batch
             # In a thread, so that grading does not block the engines' loop.
-            await asyncio.to_thread(sink.take, [answer for answer in batch if answer is not None])
+            await asyncio.to_thread(take, [answer for answer in batch if answer is not None])
 
     writer = asyncio.create_task(write())
     tasks = [asyncio.create_task(work()) for _ in range(workers)]
@@ -206,22 +216,6 @@ async def _ask_all(jobs: Iterator[_Job], ask, sink: "_Sink", workers: int) -> No
         await asyncio.gather(*tasks, return_exceptions=True)
         finished.put_nowait(None)
         await writer
-
-
-class _Sink:
-    """Grades answers and writes them. Rollouts whose teacher failed are not graded."""
-
-    def __init__(self, grader: Grader, answers: AnswerFile, board: "_Board"):
-        self._grader, self._answers, self._board = grader, answers, board
-
-    def take(self, batch: list[Answer]) -> None:
-        graded = [answer for answer in batch if not answer.trace.has_failed]
-        verdicts = self._grader.grade([answer.trace.answer for answer in graded], [answer.gold for answer in graded])
-        for answer, verdict in zip(graded, verdicts, strict=True):
-            answer.correct = verdict
-        for answer in batch:
-            self._answers.add(answer)
-            self._board.count(answer)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ..data.sources import read_file
 from ..pages.render import render
 from ..redaction import redact
 
@@ -45,16 +46,7 @@ def read_rows(path: str | Path) -> "Dataset":
         raise FileNotFoundError(f"data: the file {path} does not exist.")
     if path.suffix not in LOADERS:
         raise ValueError(f"data is {str(path)!r}; it must be one of {', '.join(LOADERS)}.")
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
-    except Exception as error:  # the readers of `datasets` fail in many ways
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]} ({reason}).") from error
-    if not len(rows):
-        raise ValueError(f"{path} has no rows.")
-    return rows
+    return read_file(LOADERS[path.suffix], str(path))
 
 
 def write_dataset_card(

@@ -18,10 +18,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..pages.render import render
 from ..redaction import redact
-from ..relay_config import RELAY_CONFIG_NAME, RelayRecord, load_record, origin_of, save_record
+from ..relay_config import RelayRecord, save_record
 from ..run_files import write_atomically
-
-__all__ = ["RELAY_CONFIG_NAME", "RelayRecord", "load_record", "origin_of", "save_record", "write_model_card"]
 
 FIGURES = {
     "sft": {"loss": "Loss", "mean_token_accuracy": "Token accuracy"},

@@ -3,11 +3,7 @@
 Owns the checks that need both models or the whole pair file. The checks of each recipe are made here too.
 """
 
-import argparse
 import importlib.util
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,42 +12,15 @@ import yaml
 from ..cli.endings import EXPECTED
 from ..cli.parser import RecipeParser
 from ..data.embedded import EMBEDDED
+from ..data.files import kind_of
 from ..data.registry import SOURCES
 from ..engines.checks import check_context, check_model
-from ..options import broken_groups, check_file
+from ..options import broken_groups
 from .expand import ROOT, Stage
-from .pair import Pair, count_gpus, load_pair
+from .pair import Pair, count_gpus
 from .running import check_stages
 from .sections import load_classes
-from .teacher_server import check_port
-
-_FILES = (".jsonl", ".json", ".csv", ".parquet")
-
-
-def check(arguments: list[str]):
-    """The command `relay-trl check PAIR`: prints what would stop the pair; exit status 1 if there is something."""
-    parser = argparse.ArgumentParser(
-        prog="relay-trl check", description="Says what would stop a pair, before anything is loaded."
-    )
-    parser.add_argument("pair", metavar="PAIR", help="recipes/pairs/<name>.yaml")
-    parser.add_argument(
-        "--hardware", help="profile of the pair file (default: the largest that this machine's GPUs are enough for)"
-    )
-    parser.add_argument("--student", help="folder or Hub id, in place of the file's")
-    parser.add_argument("--teacher", help="folder, Hub id or URL, in place of the file's")
-    parser.add_argument("changes", nargs="*", metavar="section.option=value", help="over the file")
-    args = parser.parse_intermixed_args(arguments)  # changes may follow options
-    check_file(args.pair, "PAIR")
-    pair = load_pair(args.pair, args.hardware, args.changes, args.student, args.teacher)
-    from .runs import Runs
-
-    stages = Runs(pair).all_stages()
-    found = problems(pair, stages, None, is_thorough=True)
-    for number, problem in enumerate(found, start=1):
-        print(f"{number}. {problem}")
-    if found:
-        sys.exit(1)
-    print(f"Nothing stands in the way of {pair.path} on {pair.profile.name}: relay-trl train {pair.path}")
+from .teacher_server import check_port, fault_at
 
 
 def check_hardware(pair: Pair):
@@ -164,13 +133,12 @@ def _is_unknown(tokenizer, character: str) -> bool:
 def _check_data(stage: Stage):
     for key in ("dataset", "validation"):
         name = stage.settings.get(key)
-        is_made = any(part in str(name) for part in ("/filtered",))
-        if name is None or name in EMBEDDED or name in SOURCES or is_made:
+        if name is None or name in EMBEDDED or name in SOURCES or "/filtered" in str(name):  # which a stage makes
             continue
-        if Path(name).suffix in _FILES and not Path(name).is_file():
+        if kind_of(name) and not Path(name).exists():
             raise FileNotFoundError(f"{stage.name}: {key} is {name}, and there is no such file.")
     for name in stage.settings.get("benchmarks") or ():
-        if Path(name).suffix in _FILES and not Path(name).is_file():
+        if kind_of(name) and not Path(name).exists():
             raise FileNotFoundError(f"{stage.name}: benchmarks names {name}, and there is no such file.")
 
 
@@ -237,12 +205,7 @@ def _check_settings(stage: Stage):
 
 
 def _check_server(url: str):
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=10):
-            pass
-    except urllib.error.HTTPError:
-        pass  # it is there; the stage will see what it needs
-    except (OSError, ValueError) as error:
+    if error := fault_at(f"{url.rstrip('/')}/models", 10):
         raise ValueError(
             f"The teacher's server {url} does not answer ({error}); start it, or give another --teacher."
         ) from error

@@ -1,6 +1,8 @@
-"""The command `relay-trl train`: runs a pair file's stages, comparisons and seeds, and prints the table at the end.
+"""The commands `relay-trl train`, which runs a pair file's stages, comparisons and seeds and prints the table at the end, and
+`relay-trl check`, which says what would stop it.
 
-Owns the command line. `expand.py` makes the stages, `runs.py` the order, `running.py` runs them, `outcome.py` shows the results.
+Owns the command line. `expand.py` makes the stages, `runs.py` the order, `running.py` runs them, `outcome.py` shows the results,
+`check.py` has the checks.
 """
 
 import argparse
@@ -15,20 +17,67 @@ from ..options import check_file
 _CHANGE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The command line; `section.option=value` may stand anywhere in it."""
-    parser = argparse.ArgumentParser(
-        prog="relay-trl train",
-        usage="relay-trl train PAIR [--hardware 1gpu] [--student X] [--teacher URL] [--stages sft grpo] [--runs relay] [--seeds 1 2 3] [section.option=value ...]",
-        description="Trains and evaluates a pair: runs the stages of a pair file in order, each by its own recipe, and goes on where "
-        "an earlier run was stopped. Every stage's plain YAML is written to OUTPUT/configs and opens with its launch line.",
-    )
+def _pair_parser(command: str, more: str, description: str) -> argparse.ArgumentParser:
+    usage = f"relay-trl {command} PAIR [--hardware 1gpu] [--student X] [--teacher URL]{more} [section.option=value ...]"
+    parser = argparse.ArgumentParser(prog=f"relay-trl {command}", usage=usage, description=description)
     parser.add_argument("pair", metavar="PAIR", help="recipes/pairs/<name>.yaml")
     parser.add_argument(
         "--hardware", help="profile of the pair file (default: the largest that this machine's GPUs are enough for)"
     )
     parser.add_argument("--student", help="folder or Hub id, in place of the file's")
     parser.add_argument("--teacher", help="folder, Hub id or URL, in place of the file's")
+    parser.add_argument(
+        "changes",
+        nargs="*",
+        metavar="section.option=value",
+        help="over the file, such as grpo.max_steps=100 or output_dir=runs/mine",
+    )
+    return parser
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """The command line; `section.option=value` may stand anywhere in it."""
+    changes = [word for word in arguments if _CHANGE.match(word)]
+    args = parser.parse_args([word for word in arguments if word not in changes])
+    if args.changes:
+        raise ValueError(
+            f"{args.changes[0]!r} is no change of a setting; write section.option=value, such as grpo.max_steps=100."
+        )
+    args.changes = changes
+    check_file(args.pair, "PAIR")
+    return args
+
+
+def check(arguments: list[str]):
+    """`relay-trl check PAIR`: prints what would stop the pair; exit status 1 if there is something."""
+    args = _parsed(_pair_parser("check", "", "Says what would stop a pair, before anything is loaded."), arguments)
+
+    from .check import problems
+    from .pair import load_pair
+    from .runs import Runs
+
+    pair = load_pair(args.pair, args.hardware, args.changes, args.student, args.teacher)
+    found = problems(pair, Runs(pair).all_stages(), None, is_thorough=True)
+    for number, problem in enumerate(found, start=1):
+        print(f"{number}. {problem}")
+    if found:
+        sys.exit(1)
+    print(f"Nothing stands in the way of {pair.path} on {pair.profile.name}: relay-trl train {pair.path}")
+
+
+def train(arguments: list[str]):
+    """`relay-trl train PAIR`.
+
+    Raises:
+        ValueError, OSError: something is wrong that is found before anything runs.
+        RuntimeError: a stage failed.
+    """
+    parser = _pair_parser(
+        "train",
+        " [--stages sft grpo] [--runs relay] [--seeds 1 2 3]",
+        "Trains and evaluates a pair: runs the stages of a pair file in order, each by its own recipe, and goes on where an earlier "
+        "run was stopped. Every stage's plain YAML is written to OUTPUT/configs and opens with its launch line.",
+    )
     parser.add_argument(
         "--stages", nargs="+", metavar="STAGE", help="only these sections of the file, such as sft grpo"
     )
@@ -51,33 +100,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="print stages, batches, memory and the teacher's tokens, and start nothing",
     )
-    parser.add_argument(
-        "changes",
-        nargs="*",
-        metavar="section.option=value",
-        help="over the file, such as grpo.max_steps=100 or output_dir=runs/mine",
-    )
-    changes = [word for word in arguments if _CHANGE.match(word)]
-    args = parser.parse_args([word for word in arguments if word not in changes])
-    if args.changes:
-        raise ValueError(
-            f"{args.changes[0]!r} is no change of a setting; write section.option=value, such as grpo.max_steps=100."
-        )
-    args.changes = changes
+    args = _parsed(parser, arguments)
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}; it must be at least 1.")
-    return args
-
-
-def train(arguments: list[str]):
-    """Runs the command.
-
-    Raises:
-        ValueError, OSError: something is wrong that is found before anything runs.
-        RuntimeError: a stage failed.
-    """
-    args = parse_arguments(arguments)
-    check_file(args.pair, "PAIR")
 
     from ..training.trackers import PAIR_FILE
     from .check import check_hardware, refuse

@@ -14,8 +14,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from ..data.embedded import EMBEDDED
+from ..data.files import kind_of, read_rows
 from ..data.registry import REPORTED, SOURCES
-from ..data.sources import load_rows, read_file
+from ..data.sources import load_rows
 from ..engines.checks import check_model
 from ..prompts import BOXED_TEMPLATE
 from ..run_files import write_atomically, write_jsonl
@@ -101,7 +102,7 @@ def _data(dataset: str, path: Path) -> tuple[list[dict], dict[str, Any], dict[st
             {"benchmarks": [dataset], "split": "test", "limit": 300},
             "drawn from a seed, with a split for tests",
         )
-    if Path(dataset).suffix not in (".jsonl", ".json", ".csv", ".parquet"):
+    if kind_of(dataset) in (None, "saved"):
         rows = load_rows(dataset, None, None if dataset in SOURCES else "train", 500, 0)
         test = {"benchmarks": ["math500"]} if dataset in SOURCES else {"benchmarks": [dataset], "split": "test"}
         return (
@@ -114,8 +115,7 @@ def _data(dataset: str, path: Path) -> tuple[list[dict], dict[str, Any], dict[st
         )
     if not Path(dataset).is_file():
         raise FileNotFoundError(f"dataset: the file {dataset} does not exist.")
-    kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}[Path(dataset).suffix]
-    found = [dict(row) for row in read_file(kind, dataset)]
+    found = list(read_rows(dataset))
     columns = list(found[0]) if found else []
     names = [next((c for c in wanted if c in columns), None) for wanted in (_PROBLEMS, _ANSWERS)]
     if None in names:

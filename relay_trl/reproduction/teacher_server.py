@@ -62,7 +62,7 @@ class TeacherServer:
                 raise RuntimeError(f"The teacher's server cannot be started: {words[0]} ({error.strerror}).") from error
         self._options, self._log = options, log
         limit = time.monotonic() + float(os.environ.get(_WAIT, 1800))
-        while not self._answers():
+        while fault_at(f"http://127.0.0.1:{self.port}/v1/models", 5):
             if said := self.what_ended():
                 raise RuntimeError(said)
             if time.monotonic() > limit:
@@ -71,15 +71,6 @@ class TeacherServer:
                     f"The teacher's server was not up in time; see {log}, and {_WAIT} for the seconds it has."
                 )
             time.sleep(0.5)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=5):
-                return True
-        except urllib.error.HTTPError:
-            return True
-        except (OSError, ValueError):
-            return False
 
     def what_ended(self) -> str | None:
         """Why it ended, in a sentence; `None` while it runs."""
@@ -103,6 +94,17 @@ class TeacherServer:
                 os.killpg(group, signal.SIGKILL)
                 self._process.wait()
         self._process = None
+
+
+def fault_at(url: str, limit_s: float) -> Exception | None:
+    """Why no server answers at `url`; `None` where one does, be it with a refusal."""
+    try:
+        with urllib.request.urlopen(url, timeout=limit_s):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return error
 
 
 def check_port(port: int):

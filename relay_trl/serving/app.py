@@ -5,6 +5,7 @@ Owns the steps of a request: key, body, parameters, prompt, place, answer, reply
 
 import json
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..costs import PriceTable
+from ..engines.loading import close_engines
 from ..redaction import mask_credentials
 from ..relay import RelayPrompt
 from .answer import News, Question, answer_all, choice_seed
@@ -69,19 +71,19 @@ class RelayServer:
 
     def app(self) -> Starlette:
         """The ASGI application."""
+
+        def api(path: str, answer: Callable[[Request, Reply], Awaitable[None]], method: str = "POST") -> Route:
+            return Route(path, ApiRoute(self.keys, self.limits, self.metrics, answer), methods=[method])
+
         routes = [
             Route("/", self.page, methods=["GET"]),
-            Route("/v1/chat/completions", ApiRoute(self.keys, self.limits, self.metrics, self.chat), methods=["POST"]),
-            Route(
-                "/v1/completions", ApiRoute(self.keys, self.limits, self.metrics, self.completions), methods=["POST"]
-            ),
-            Route("/v1/responses", ApiRoute(self.keys, self.limits, self.metrics, self.responses), methods=["POST"]),
-            Route("/tokenize", ApiRoute(self.keys, self.limits, self.metrics, self.tokenize), methods=["POST"]),
-            Route("/detokenize", ApiRoute(self.keys, self.limits, self.metrics, self.detokenize), methods=["POST"]),
-            Route("/v1/models", ApiRoute(self.keys, self.limits, self.metrics, self.models), methods=["GET"]),
-            Route(
-                "/v1/models/{model:path}", ApiRoute(self.keys, self.limits, self.metrics, self.models), methods=["GET"]
-            ),
+            api("/v1/chat/completions", self.chat),
+            api("/v1/completions", self.completions),
+            api("/v1/responses", self.responses),
+            api("/tokenize", self.tokenize),
+            api("/detokenize", self.detokenize),
+            api("/v1/models", self.models, "GET"),
+            api("/v1/models/{model:path}", self.models, "GET"),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.show_metrics, methods=["GET"]),
@@ -97,10 +99,7 @@ class RelayServer:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette):
         yield
-        for engine in (self.pair.student, self.pair.teacher):
-            close = getattr(engine, "aclose", None)
-            if close is not None:
-                await close()
+        await close_engines(self.pair.student, self.pair.teacher)
 
     async def chat(self, request: Request, reply: Reply):
         """`/v1/chat/completions`."""

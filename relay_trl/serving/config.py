@@ -30,7 +30,7 @@ FROM_STUDENT = (
 
 
 @dataclass(kw_only=True)
-class ServingConfig(TrainedPromptFields, TeacherFields):
+class ServingConfig(Limits, TrainedPromptFields, TeacherFields):
     """A pair, and how it is served. Fields marked *from the student* take the value of the student's
     `relay_config.json` where they are unset, else that of [`RelayRecord`].
 
@@ -63,12 +63,8 @@ class ServingConfig(TrainedPromptFields, TeacherFields):
         port (`int`, defaults to `8080`): 0 takes a free one.
         api_key_file (`str`, *optional*): one key a line. The environment's RELAY_TRL_API_KEYS, separated by commas, counts
             too.
-        max_in_flight: answers under way at once.
-        max_queue: requests that may wait; more get 429.
-        max_body_bytes: longest body of a request.
-        max_prompt_length: most tokens of a prompt.
-        body_timeout_s: seconds for a body to come in.
-        client_timeout_s: seconds that a client may take nothing.
+        max_in_flight, max_queue, max_body_bytes, max_prompt_length, body_timeout_s, client_timeout_s: see
+            [`~relay_trl.serving.limits.Limits`].
         cors_origins (`list[str]`, *optional*): origins of other servers' pages that may ask this one from a browser, such as
             `https://chat.example.com`; `*` is all. `None`: none but its own page.
         shutdown_s (`float`, defaults to `30`): seconds that answers under way have to end after a SIGTERM.
@@ -99,12 +95,6 @@ class ServingConfig(TrainedPromptFields, TeacherFields):
     host: str = "127.0.0.1"
     port: int = 8080
     api_key_file: str | None = field(default=None, metadata={"help": f"One key a line; {KEYS_VARIABLE} counts too."})
-    max_in_flight: int = 256
-    max_queue: int = 256
-    max_body_bytes: int = 1 << 20
-    max_prompt_length: int | None = None
-    body_timeout_s: float = 30.0
-    client_timeout_s: float = 60.0
     cors_origins: list[str] | None = None
     shutdown_s: float = 30.0
 
@@ -149,17 +139,6 @@ class ServingConfig(TrainedPromptFields, TeacherFields):
             if not any(key.strip() for key in keys):
                 raise ValueError(f"api_key_file {self.api_key_file} has no key in it; write one a line.")
         return [key.strip() for key in keys if key.strip()]
-
-    def limits(self) -> Limits:
-        """The limits of the server."""
-        return Limits(
-            self.max_in_flight,
-            self.max_queue,
-            self.max_body_bytes,
-            self.max_prompt_length,
-            self.body_timeout_s,
-            self.client_timeout_s,
-        )
 
     @property
     def model_name(self) -> str:

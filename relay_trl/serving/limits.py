@@ -16,14 +16,14 @@ from starlette.requests import ClientDisconnect, Request
 from .protocol import ApiError
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Limits:
     """The limits of a server.
 
     Args:
         max_in_flight (`int`, defaults to `256`): answers under way at once.
         max_queue (`int`, defaults to `256`): requests that wait for a place; more are refused with 429.
-        max_body_bytes (`int`, defaults to `1048576`).
+        max_body_bytes (`int`, defaults to `1048576`): longest body of a request.
         max_prompt_length (`int`, *optional*): most tokens of a prompt; `None`: only the student's context limits it.
         body_timeout_s (`float`, defaults to `30.0`): seconds to receive a body.
         client_timeout_s (`float`, defaults to `60.0`): seconds that a client may wait before it reads on.

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
 from ..engines.base import Engine
-from ..engines.loading import load_engine
+from ..engines.loading import close_engines, load_engine
 from ..relay_config import RelayRecord, load_record
 from .answer import Answer, Question, answer, answer_all
 from .pair import Pair
@@ -138,10 +138,7 @@ class RelayPipeline:
 
     def close(self):
         """Closes connections and ends the thread. The pipeline cannot be used after that."""
-        for engine in (self.pair.student, self.pair.teacher):
-            close = getattr(engine, "aclose", None)
-            if close is not None:
-                self._wait(close())
+        self._wait(close_engines(self.pair.student, self.pair.teacher))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 

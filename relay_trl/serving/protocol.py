@@ -63,10 +63,8 @@ class ApiError(Exception):
         retry_after_s: int | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after_s = (
-            *(status, message, param),
-            *(code, retry_after_s),
-        )
+        self.status, self.message, self.param = status, message, param
+        self.code, self.retry_after_s = code, retry_after_s
 
     @property
     def body(self) -> dict[str, Any]:

@@ -98,25 +98,9 @@ class Request(Body):
 
 
 _TEMPLATES_OWN = {
-    *(
-        "chat_template",
-        "tools",
-        "documents",
-        "tokenize",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "conversation",
-    ),
-    *(
-        "return_dict",
-        "return_assistant_tokens_mask",
-        "tokenizer_kwargs",
-        "strftime_now",
-        "messages",
-        "processor_kwargs",
-    ),
+    *("conversation", "messages", "documents", "tools", "chat_template", "strftime_now"),
+    *("tokenize", "tokenizer_kwargs", "processor_kwargs", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask"),
     *("add_generation_prompt", "continue_final_message"),
 }
 """What a client may not hand to a chat template: how it is run, or a template of its own."""

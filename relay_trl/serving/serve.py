@@ -48,7 +48,7 @@ def run_server(config: ServingConfig):
     keys, prices = config.keys(), load_prices(config.costs)
     with _listen(config.host, config.port) as listener:  # first, so that a used port is noticed at once
         pair = config.load()
-        server = RelayServer(pair, config.model_name, keys, config.limits(), prices, config.cors_origins or [])
+        server = RelayServer(pair, config.model_name, keys, config, prices, config.cors_origins or [])
         port = listener.getsockname()[1]
         host = f"[{config.host}]" if ":" in config.host else config.host
         teacher = "no teacher" if pair.teacher is None else f"teacher {pair.teacher.name}"

@@ -182,7 +182,7 @@ def references(student, prompts, rows):
 def label(student, teacher, given, rounds=1, threshold=0.5):
     async def run():
         for number in range(rounds):
-            await (labeller.next_round(threshold, 48) if number else labeller.first_round())
+            await (labeller.label_open(threshold, 48) if number else labeller.first_round())
 
     with Grader("#") as grader:
         labeller = Labeller(given, student, teacher, grader, CONFIG)

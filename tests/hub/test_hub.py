@@ -15,16 +15,9 @@ import pytest
 from helpers.hub_server import HubServer, card_faults
 from huggingface_hub import ModelCard
 
-from relay_trl.hub.model_card import (
-    RELAY_CONFIG_NAME,
-    RelayRecord,
-    load_record,
-    origin_of,
-    save_record,
-    write_model_card,
-)
+from relay_trl.hub.model_card import write_model_card
 from relay_trl.redaction import RedactedArguments, mask_credentials
-from relay_trl.relay_config import working_commit
+from relay_trl.relay_config import RELAY_CONFIG_NAME, RelayRecord, load_record, origin_of, save_record, working_commit
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIR = ROOT / "data" / "arithmetic"
@@ -308,7 +301,7 @@ def run(script: str, environment: dict[str, str], **values: str) -> str:
 
 
 LOAD = """
-    from relay_trl.hub.model_card import load_record
+    from relay_trl.relay_config import load_record
     for name, revision in (("me/model", None), ("me/model", first), ("me/plain", None), ("me/none", None),
                            ("me/model", "gone"), ("/no/folder", None)):
         try:
@@ -433,7 +426,7 @@ def test_a_trainer_pushes_the_record_and_no_secret(hub, tmp_path):
 
     load = """
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from relay_trl.hub.model_card import load_record
+        from relay_trl.relay_config import load_record
         print(load_record("me/full").teacher, load_record("me/lora").stage)
         AutoTokenizer.from_pretrained("me/full"), AutoModelForCausalLM.from_pretrained("me/full")
     """

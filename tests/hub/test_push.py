@@ -16,8 +16,9 @@ from relay_trl.evaluation.answer_files import Answer, AnswerFile, read_run
 from relay_trl.evaluation.report.for_card import card_contents
 from relay_trl.evaluation.report.write import write_report
 from relay_trl.hub.dataset_card import read_rows, write_dataset_card
-from relay_trl.hub.model_card import RelayRecord, save_record, write_model_card
+from relay_trl.hub.model_card import write_model_card
 from relay_trl.hub.upload import PushConfig, licence_of, model_files, push, refuse_secrets
+from relay_trl.relay_config import RelayRecord, save_record
 from relay_trl.run_files import write_jsonl
 from relay_trl.trace import Author, Span, StopReason, Trace
 
@@ -163,7 +164,7 @@ def test_the_card_of_a_data_set(tmp_path):
     [
         ("a.txt", "a", "must be one of .jsonl"),
         ("a.jsonl", "", "no rows|cannot be read"),
-        ("a.jsonl", "{", "cannot be read as jsonl"),
+        ("a.jsonl", "{", "cannot be read as json"),
     ],
 )
 def test_a_file_that_is_no_data_set(tmp_path, name, text, said):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from relay_trl.reproduction.check import check, problems
+from relay_trl.reproduction.check import problems
+from relay_trl.reproduction.command import check
 from relay_trl.reproduction.expand import expand, server_words
 from relay_trl.reproduction.pair import load_pair, read
 from relay_trl.reproduction.runs import Runs

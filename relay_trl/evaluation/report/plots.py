@@ -133,9 +133,8 @@ def _draw_front(axes, shown: Sequence[Summary]) -> None:
 
 def _draw_method(axes, name: str, points: Sequence[Summary], color: str, marker: str) -> None:
     xs, ys = [s.token_share for s in points], np.array([s.accuracy or 0.0 for s in points])
-    low, high = (
-        np.array([y if v is None else v for v, y in zip(values, ys, strict=True)]) for values in _bounds(points)
-    )
+    bounds = ([s.low for s in points], [s.high for s in points])
+    low, high = (np.array([y if v is None else v for v, y in zip(values, ys, strict=True)]) for values in bounds)
     axes.errorbar(
         xs,
         ys,
@@ -148,10 +147,6 @@ def _draw_method(axes, name: str, points: Sequence[Summary], color: str, marker:
         capsize=3,
         label=name,
     )
-
-
-def _bounds(points: Sequence[Summary]) -> tuple[list[float | None], list[float | None]]:
-    return [s.low for s in points], [s.high for s in points]
 
 
 def colors_of(count: int) -> list[str]:
