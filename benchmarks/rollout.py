@@ -151,7 +151,7 @@ class Bench:
 
     def one_run(self, latencies_s: list[float]) -> dict:
         """Seconds of every way, and what the engines counted."""
-        found: dict = {"lockstep": [], "continuous": [], "longest_chain": []}
+        found: dict = {"lockstep": [], "continuous": []}
         found["student_alone"] = self.timed(continuous, self.plans, self.student, Instant(self.vocabulary))
         watched = Watched(self.teacher)
         self.timed(continuous, self.plans, self.student, watched)
@@ -165,10 +165,6 @@ class Bench:
                 student, teacher = Watched(self.student), Watched(self.teacher, latency)
                 found[name].append(self.timed(way, self.plans, student, teacher))
                 self.watch[name] = (student.requests, teacher.requests)
-            longest = max(self.plans, key=lambda plan: plan.tokens + len(plan.calls) * latency * 400)
-            found["longest_chain"].append(
-                self.timed(continuous, [longest], self.student, Watched(self.teacher, latency))
-            )
         found["recomputed"] = recomputed(self.watch["continuous"][0], self.plans)
         return found
 
@@ -185,6 +181,13 @@ class Bench:
             self.generation.generate(prompts, None, self.args.rollouts)
 
         return self.timed(theirs), self.timed(ours)
+
+
+def chain_at_full_pace(plans: list[Plan], run: dict, latency_s: float) -> float:
+    """Seconds of the longest rollout, if each of its tokens takes as long as it does in the full batch of its model alone."""
+    student = run["student_alone"] / max(sum(plan.turns) for plan in plans)
+    teacher = run["teacher_alone"] / max(sum(plan.calls) for plan in plans)
+    return max(sum(p.turns) * student + sum(p.calls) * teacher + len(p.calls) * latency_s for p in plans)
 
 
 def recomputed(requests, plans: list[Plan]) -> dict:
@@ -281,9 +284,12 @@ def report(args, plans: list[Plan], runs: list[dict], pairs: list[tuple[float, f
         row["speedup"] = [r["lockstep"][k] / r["continuous"][k] for r in runs]
         for name in ("student_alone", "teacher_alone"):
             row[name] = [r[name] for r in runs]
-        row["longest_chain"] = [r["longest_chain"][k] for r in runs]
-        bounds = [max(r["student_alone"], r["teacher_alone"], r["longest_chain"][k]) for r in runs]
-        row["of_bound"] = [r["continuous"][k] / bound for r, bound in zip(runs, bounds, strict=True)]
+        row["chain"] = [chain_at_full_pace(plans, r, latency / 1000) for r in runs]
+        bounds = [
+            max(r["student_alone"], r["teacher_alone"], chain) for r, chain in zip(runs, row["chain"], strict=True)
+        ]
+        for name, way in (("of_bound", "continuous"), ("most", "lockstep")):
+            row[name] = [r[way][k] / bound for r, bound in zip(runs, bounds, strict=True)]
         rows.append(row)
     columns = {
         "teacher's latency": lambda row: row["latency"],
@@ -292,8 +298,9 @@ def report(args, plans: list[Plan], runs: list[dict], pairs: list[tuple[float, f
         "lockstep / continuous": lambda row: row["speedup"],
         "student alone, s": lambda row: row["student_alone"],
         "teacher alone, s": lambda row: row["teacher_alone"],
-        "longest chain, s": lambda row: row["longest_chain"],
+        "longest rollout at full pace, s": lambda row: row["chain"],
         "continuous / bound": lambda row: row["of_bound"],
+        "lockstep / bound": lambda row: row["most"],
     }
     ratios = [ours / theirs for theirs, ours in pairs]
     no_calls = [{"theirs": [a for a, _ in pairs], "ours": [b for _, b in pairs], "ratio": ratios}]
