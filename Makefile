@@ -67,7 +67,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(BASE)  ## train the small arithmetic pair and print the results table (no vLLM needed)
-	$(PY) -m relay_trl train recipes/pairs/arithmetic.yaml
+	$(PY) -m relay_trl train recipes/pairs/arithmetic.yaml --jobs 2
 
 reproduce: $(BASE)  ## train and evaluate every setting of both embedded pairs with three seeds: over two hours; goes on where it was
 	$(PY) -m relay_trl train recipes/pairs/arithmetic_reproduce.yaml --jobs 2
