@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -41,4 +40,6 @@ def load_model(path: str, vocabulary_size: int, revision: str | None = None, **o
         ) from error
     if vocabulary_size > len(model.get_input_embeddings().get_parameter("weight")):
         model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
+    from peft import PeftModel  # takes seconds to import
+
     return PeftModel.from_pretrained(model, path, revision=revision)
