@@ -29,6 +29,7 @@ def main():
     rows = data.load()
     is_url = "://" in config.student
     options = {"tokenizer": config.student_tokenizer, "model": config.student_model} if is_url else {}
+    options["needs_logprobs"] = config.calls == "searched"  # which asks how sure the student was of its tokens
     student = load_engine(config.student, config.student_backend, max_concurrency=config.max_in_flight, **options)
     if student.vocabulary is None:
         raise ValueError(f"{student.name} gives text only, but a student's tokens are needed; set student_tokenizer.")

@@ -15,75 +15,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ..call_syntax import tokens_until
-from ..engines.base import Engine, EngineError, Sampling, ScoringEngine
+from ..engines.base import Engine, EngineError, ScoringEngine
 from ..grading.grader import Grader
-from ..options import TeacherFields
 from ..relay import RelayPrompt, RelayRules, ask_teacher, relay, turn_seed
 from ..spans import open_ids
 from ..trace import Author, Call, Span, StopReason, Trace
 from ..translation import aligned, is_ids, teacher_context
 from ..vocabulary import Vocabulary
 from .random_calls import command_ids
+from .search_fields import SearchFields
 
 logger = logging.getLogger(__name__)
 
 LINE_END = r"\n"
 """The end of a step, by default."""
-
-
-@dataclass
-class SearchFields(TeacherFields):
-    """The options of a search.
-
-    Args:
-        teacher_temperature (`float`, defaults to `0.7`): of the teacher's tokens.
-        tries (`int`, defaults to `8`): relays and new answers for a problem, including the student's first answer.
-        max_calls (`int`, defaults to `3`): most calls in one answer.
-        max_call_tokens (`int`, *optional*): largest n.
-        disagreement (`float`, defaults to `0.1`): a token needs help if the teacher gives it a lower probability.
-        doubt (`float`, defaults to `0.8`): a token also needs help if the student gives it a lower probability than this and
-            the teacher does not. A call also covers other tokens in a row to which the student gives a lower one.
-        gap (`int`, defaults to `3`): most tokens between two such tokens in one call.
-        keep_lucky (`float`, defaults to `1.0`): share of the problems in which a right answer is kept even if some of its tokens
-            need help, drawn for each problem; in the others the search goes on until none do.
-        step_end (`str`, *optional*): regular expression for the end of a step, which belongs to the step, such as `;`; `None`
-            means lines. Whole steps are tried if the teacher gives no probabilities.
-        max_teacher_failures (`int`, defaults to `16`): the run stops after so many failed problems in a row.
-        grading_time_limit_s (`float`, defaults to `5.0`): seconds to grade one answer.
-    """
-
-    teacher_temperature: float = 0.7
-    tries: int = 8
-    max_calls: int = 3
-    max_call_tokens: int | None = None
-    disagreement: float = 0.1
-    doubt: float = 0.8
-    gap: int = 3
-    keep_lucky: float = 1.0
-    step_end: str | None = None
-    max_teacher_failures: int = 16
-    grading_time_limit_s: float = 5.0
-
-    def check_search(self):
-        """Refuses options with which no search is possible.
-
-        Raises:
-            ValueError: with the name of the field.
-        """
-        self.check_teacher()
-        if not self.teacher:
-            raise ValueError(
-                "calls is 'searched', but teacher is not set; searched calls are tried out with a teacher."
-            )
-        Sampling(self.teacher_temperature, self.teacher_top_p)
-        for name in ("tries", "max_calls", "max_call_tokens", "max_teacher_failures"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
-        for name, kind in {"disagreement": "probability", "doubt": "probability", "keep_lucky": "share"}.items():
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name} is {value}; it is a {kind} between 0 and 1.")
-        if self.gap < 0:
-            raise ValueError(f"gap is {self.gap}; it must be 0 or more tokens.")
 
 
 @dataclass
@@ -156,6 +101,8 @@ class CallSearch:
         keeps_lucky = random.Random(f"{seed}/lucky").random() < self._rules.keep_lucky
         while found.tries < self._rules.tries:
             turn = found.tries
+            if turn and not queue and self._relay_rules.student.temperature == 0:
+                break  # a greedy student would give its first answer again
             found.tries += 1
             asked = heapq.heappop(queue) if queue else None
             trace = await self._ask(asked, prompt, found, turn_seed(seed, 2 * turn)) if asked else Trace([])
@@ -167,6 +114,8 @@ class CallSearch:
             is_right = (await asyncio.to_thread(self._grader.grade, [trace.answer], [gold]))[0]
             if any(call.delivered == 0 for call in trace.calls):  # the student's own, or one without room
                 continue
+            if self._rules.every_place and queue and not is_right:
+                continue  # places that are known first: to judge this answer costs more than to try them
             needs = [] if is_right and keeps_lucky else await self._needs(trace, prompt, found)
             if is_right and not (needs and self._gives_scores):
                 found.is_own = turn == 0
@@ -188,6 +137,7 @@ class CallSearch:
             place, behind, n = place - 1, behind - 1, n + 1
         if asked is not None and self._gives_scores and behind <= self._rules.gap:
             trace, place, n = asked.trace, asked.place, trace.calls[-1].delivered + behind + n
+        n = max(n, self._rules.min_call_tokens)
         n = min(n, self._rules.max_call_tokens or n)
         return _Candidate(trace.teacher_tokens + n, number, trace, place, n)
 
@@ -235,7 +185,12 @@ class CallSearch:
             return []
         span = trace.spans[-1]
         start = trace.num_tokens - len(span.ids)
-        own = [math.exp(p) for p in span.logprobs or [0.0] * len(span.ids)]
+        if span.logprobs is None:
+            raise ValueError(
+                f"The student {self._student.name!r} gives no probabilities of its tokens, and a search goes by them (doubt); "
+                "load it with needs_logprobs=True."
+            )
+        own = [math.exp(p) for p in span.logprobs]
         scores = await self._scores(trace, prompt, found)
         if scores is None:
             return [(start + place, n) for place, n in self._guesses(span, own)]
@@ -246,8 +201,12 @@ class CallSearch:
             for mine, theirs in zip(own, scores, strict=True)
         ]
         is_open = [need or mine < rules.doubt for need, mine in zip(is_needed, own, strict=True)]
-        first = next((k for k, need in enumerate(is_needed) if need), None)
-        return [] if first is None else [(start + first, _reach(is_open, first, rules.gap))]
+        needs, behind = [], 0
+        for k, need in enumerate(is_needed):
+            if need and k >= behind:
+                needs.append((start + k, _reach(is_open, k, rules.gap)))
+                behind = k + needs[-1][1]
+        return needs[::-1] if rules.every_place else needs[:1]
 
     def _guesses(self, span: Span, own: list[float]) -> list[tuple[int, int]]:
         """Places where help may be needed, judged by the student's probabilities and the steps of its answer."""

@@ -1,7 +1,6 @@
 """Warm-up data: the student's own answers with calls in them, from which it learns to call.
 
-Owns the options and the rows. `random_calls.py` (paper, section 3.2) and `searched_calls.py` choose the places of calls and
-their n.
+Owns the options and the rows. `random_calls.py` (paper, section 3.2) and `searched_calls.py` choose places and n of calls.
 """
 
 import random
@@ -23,7 +22,8 @@ from ..run_files import fingerprint, fingerprint_rows, write_jsonl
 from ..trace import Author, Span, StopReason, Trace
 from ..vocabulary import Vocabulary
 from .random_calls import command_ids, insert_calls
-from .searched_calls import CallSearch, SearchFields
+from .search_fields import SearchFields
+from .searched_calls import CallSearch
 
 CALLS = ("random", "searched")
 
@@ -39,7 +39,7 @@ _ASKING = ("teacher_backend", "teacher_timeout_s", "teacher_retries", "teacher_c
 
 @dataclass
 class WarmupConfig(PromptFields, SearchFields):
-    """How the warm-up data are made; what a search goes by: [`~relay_trl.data.searched_calls.SearchFields`].
+    """How the warm-up data are made; what a search goes by: [`~relay_trl.data.search_fields.SearchFields`].
 
     Args:
         student (`str`): folder or Hub id of the model whose answers are used.

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 from helpers import tokenizers as kinds
@@ -216,6 +217,55 @@ def test_luck_is_searched_on_request():
     assert 0.1 < share < 0.5  # three standard errors
 
 
+def test_every_place_is_tried_from_the_last_one_and_a_call_has_a_smallest_n():
+    """The teacher would not have written two tokens; only help at the second one decides the answer."""
+    wrong, decisive = "3*2=7;6+4=10;#10", 4
+    scores = [-9.0 if k in (0, decisive) else 0.0 for k in range(40)]
+
+    def script(context):
+        so_far = LETTERS.decode(context)[len(PROBLEM) :]
+        is_right = so_far.startswith("3*2=6")
+        return goes_on(PROBLEM + so_far, LETTERS, "3*2=6;6+4=10;#10" if is_right else wrong.replace("#10", "#11"))
+
+    teacher = ScriptedEngine(
+        LETTERS,
+        lambda context: goes_on(LETTERS.decode(context), LETTERS, "3*2=6;6+4=10;#10"),
+        "teacher",
+        scores=lambda ids, start: scores[: len(ids) - start],
+    )
+    fields = {"gap": 0, "max_calls": 1, "temperature": 0.0}
+    (first,) = search(ScriptedEngine(LETTERS, script, "student"), teacher, **fields).values()
+    assert (first["outcome"], first["tries"]) == ("unsolved", 2)  # a greedy student is not asked the same thing again
+    (every,) = search(ScriptedEngine(LETTERS, script, "student"), teacher, every_place=True, **fields).values()
+    assert every["row"]["completion"] == "3*2=<call>1</call>6;6+4=10;#10" and every["tries"] == 2
+    (long,) = search(
+        ScriptedEngine(LETTERS, script, "student"), teacher, every_place=True, min_call_tokens=3, **fields
+    ).values()
+    assert long["row"]["completion"] == "3*2=<call>3</call>6;6+4=10;#10" and teacher_text(long["row"]) == "6;6"
+
+
+def test_known_places_are_tried_before_another_answer_is_judged():
+    judged = []
+    teacher = Local({1, 4, 8}).engine
+    scores = teacher._scores
+    teacher._scores = lambda ids, start: judged.append(ids) or scores(ids, start)
+    student = ScriptedEngine(
+        LETTERS, lambda context: goes_on(LETTERS.decode(context), LETTERS, "2+3=7;6*4=24;#24"), "student"
+    )
+    search(student, teacher, gap=0, max_calls=1, every_place=True, temperature=0.0)
+    assert len(judged) == 2  # the first answer, and what the last known place led to
+
+
+def test_a_student_without_probabilities_is_refused():
+    class Silent(ScriptedEngine):
+        async def generate(self, *args, **kwargs):
+            return replace(await super().generate(*args, **kwargs), logprobs=None)
+
+    student = Silent(LETTERS, lambda context: goes_on(LETTERS.decode(context), LETTERS, "2*3=7;7+4=11;#11"), "student")
+    with pytest.raises(ValueError, match="'student' gives no probabilities .* load it with needs_logprobs=True"):
+        search(student, right_teacher())
+
+
 @pytest.mark.parametrize("is_told", [True, False], ids=["no scores", "no method"])
 def test_a_teacher_without_probabilities_is_searched_by_what_comes_out(caplog, is_told):
     teacher = right_teacher()
@@ -299,6 +349,7 @@ def test_a_failing_teacher_loses_its_problems_and_no_others():
         ({"teacher": None}, "teacher is not set; searched calls are tried out with a teacher"),
         ({"tries": 0}, "tries is 0; it must be at least 1"),
         ({"max_call_tokens": 0}, "max_call_tokens is 0; it must be at least 1"),
+        ({"min_call_tokens": 8, "max_call_tokens": 4}, "min_call_tokens is 8 and max_call_tokens 4; the smallest n"),
         ({"doubt": 1.5}, "doubt is 1.5; it is a probability between 0 and 1"),
         ({"disagreement": -0.1}, "disagreement is -0.1; it is a probability"),
         ({"keep_lucky": -0.1}, "keep_lucky is -0.1; it is a share between 0 and 1"),

@@ -354,3 +354,14 @@ def test_a_turn_computes_what_is_new_and_at_most_one_block_more(vllm_engine, tea
         assert len(turns[who]) >= 3
         for (before, _, _), (length, computed, _) in zip(turns[who], turns[who][1:], strict=False):
             assert computed <= length - before + block_size(vllm_engine)
+
+
+def test_a_search_asks_the_student_how_sure_it_was(vllm_server, tiny_model_path, recipe, tmp_path):
+    """A random model is never right. That its answers were searched at all shows that its probabilities were there."""
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"problem": "so the call is 10 and ", "answer": "an answer that it never gives"}\n' * 8)
+    options = {"calls": "searched", "student": vllm_server, "student_tokenizer": tiny_model_path}
+    options |= {"teacher": vllm_server, "dataset": problems, "output": tmp_path / "rows.jsonl", "is_chat": False}
+    options |= {"max_completion_length": 60, "tries": 4, "samples": 4, "max_in_flight": 8, "answer_marker": "#"}
+    status, _, err = recipe("build_warmup", *(word for name, value in options.items() for word in (f"--{name}", value)))
+    assert status == 1 and "None of 32 problems that the student got wrong came out right with help" in err
