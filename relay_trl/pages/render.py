@@ -8,7 +8,7 @@ policy. A page's template, style and script are beside the module that renders i
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,17 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = No
     )
     environment.filters |= filters or {}
     return environment.get_template(template.name).render(**values)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The lines of a table in Markdown. A line break in a cell becomes a blank."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(map(markdown_cell, cells))} |" for cells in (columns, rule, *rows))
+
+
+def markdown_cell(value: Any) -> str:
+    """`value` as it can stand in a table in Markdown."""
+    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def read_texts(*paths: Path) -> str:
