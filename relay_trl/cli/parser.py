@@ -42,6 +42,9 @@ class RecipeParser(TrlParser):
             raise ValueError(f"The config file is not valid YAML: {error}") from error
         unknown = [word.lstrip("-").partition("=")[0] for word in rest if word.startswith("--")] or rest
         if unknown:
+            for kind in self.dataclass_types:
+                if hasattr(kind, "check_unknown"):
+                    kind.check_unknown(unknown)
             known = sorted({action.dest for action in self._actions})
             near = {key: difflib.get_close_matches(key, known, 1) for key in unknown}
             hints = "; ".join(f"{k!r}" + (f" (did you mean {n[0]!r}?)" if n else "") for k, n in near.items())

@@ -7,13 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_config import RelayAsyncGRPOConfig
+    from .async_grpo import RelayAsyncGRPOTrainer
     from .config import RelayGRPOConfig, RelaySFTConfig
     from .grpo import RelayGRPOTrainer
     from .sft import RelaySFTTrainer
 
-__all__ = ["RelayGRPOConfig", "RelayGRPOTrainer", "RelaySFTConfig", "RelaySFTTrainer"]
+__all__ = [
+    "RelayAsyncGRPOConfig",
+    "RelayAsyncGRPOTrainer",
+    "RelayGRPOConfig",
+    "RelayGRPOTrainer",
+    "RelaySFTConfig",
+    "RelaySFTTrainer",
+]
 
 _MODULES = {
+    "RelayAsyncGRPOConfig": "async_config",
+    "RelayAsyncGRPOTrainer": "async_grpo",
     "RelayGRPOConfig": "config",
     "RelayGRPOTrainer": "grpo",
     "RelaySFTConfig": "config",

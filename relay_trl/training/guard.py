@@ -98,7 +98,7 @@ class Guard(TrainerCallback):
         self._limits = {name: getattr(args, limit.option) for name, limit in LIMITS.items()}
         self._patience = {name: getattr(args, limit.steps_option) for name, limit in LIMITS.items()}
         self._is_dynamic = args.dynamic_sampling
-        self._streaks = dict.fromkeys(LIMITS, 0)
+        self.streaks = dict.fromkeys(LIMITS, 0)
         self.begin_evaluation(0)
         self._has_warned = False
 
@@ -114,8 +114,8 @@ class Guard(TrainerCallback):
             RuntimeError: a limit was passed for too many steps.
         """
         for name, share in shares.items():
-            self._streaks[name] = self._streaks[name] + 1 if share > self._limits[name] else 0
-            if self._streaks[name] >= self._patience[name]:
+            self.streaks[name] = self.streaks[name] + 1 if share > self._limits[name] else 0
+            if self.streaks[name] >= self._patience[name]:
                 raise RuntimeError(self._say(name, share, step, suspects))
 
     def look(self, draw: Draw):
@@ -163,7 +163,7 @@ class Guard(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Saves no checkpoint while the weights may be damaged."""
-        passed = [LIMITS[name].option for name in SPOILING if self._streaks[name]]
+        passed = [LIMITS[name].option for name in SPOILING if self.streaks[name]]
         self._has_warned = self._has_warned and bool(passed)
         if passed and control.should_save and state.global_step < state.max_steps:
             control.should_save = False
@@ -175,7 +175,7 @@ class Guard(TrainerCallback):
             self._has_warned = True
 
     def _say(self, name: str, share: float, step: int, suspects: Sequence[Suspect], where: str = "") -> str:
-        limit, streak = LIMITS[name], self._streaks[name]
+        limit, streak = LIMITS[name], self.streaks[name]
         said = limit.said.format(share=f"{share:.0%}", step=f"{step}").replace("of step", f"of {where}step")
         for_long = f" for {streak} steps in a row" if streak > 1 else ""
         guilty = [suspect for suspect in suspects if suspect.shows(name)]

@@ -96,9 +96,9 @@ class Rollouts:
 
     def jobs(self, problems: list, seeds: list[int], student: Engine) -> list[Coroutine]:
         """One relay per problem, not yet begun."""
-        return [self._one(problem, seed, student) for problem, seed in zip(problems, seeds, strict=True)]
+        return [self.one(problem, seed, student) for problem, seed in zip(problems, seeds, strict=True)]
 
-    async def _one(self, problem: Any, seed: int, student: Engine) -> Trace:
+    async def one(self, problem: Any, seed: int, student: Engine) -> Trace:
         """One rollout. One whose student's engine fails is lost, as one whose teacher fails: the guard ends the run over many."""
         trace = Trace([])
         try:

@@ -117,7 +117,7 @@ def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Itera
         from .student_server import check_reachable, client_of
 
         check_reachable(args)
-        with _replaced(vllm_generation, "VLLMClient", client_of(args)):
+        with replaced(vllm_generation, "VLLMClient", client_of(args)):
             yield
         return
     from ..engines.vllm import CPU_OPTIONS
@@ -135,12 +135,12 @@ def engine_options(args: RelayGRPOConfig, model: str | PreTrainedModel) -> Itera
         }
     options |= args.vllm_kwargs or {}
     original = vllm_generation.LLM
-    with _replaced(vllm_generation, "LLM", lambda **given: original(**{**given, **options})):
+    with replaced(vllm_generation, "LLM", lambda **given: original(**{**given, **options})):
         yield
 
 
 @contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
     original = getattr(module, name)
     setattr(module, name, value)
     try:

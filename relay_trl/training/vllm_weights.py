@@ -61,10 +61,17 @@ def base_weights_kept(model: torch.nn.Module) -> Iterator[None]:
                 weight.copy_(before)
 
 
+def base_names(named_weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Merged weights with the base model's names for the rows that an adapter trains for added tokens: those of the merged
+    embedding, not of the adapter's copy. Can go when TRL's iterators of weights know `trainable_token_indices`.
+    """
+    for name, weight in named_weights:
+        if "trainable_tokens_" not in name:
+            yield name.replace(".token_adapter", ""), weight
+
+
 def vllm_names(generation):
-    """Makes TRL's weight sync use vLLM's names for the rows that an adapter trains for added tokens: those of the merged
-    embedding, not of the adapter's copy. Can go when TRL's `_iter_named_params` knows `trainable_token_indices`. The weights
-    under an adapter are the same afterwards.
+    """Makes TRL's weight sync use [`base_names`]. The weights under an adapter are the same afterwards.
 
     Args:
         generation ([`~trl.generation.vllm_generation.VLLMGeneration`]).
@@ -73,8 +80,6 @@ def vllm_names(generation):
 
     def named_weights():
         with base_weights_kept(generation.model):
-            for name, weight in original():
-                if "trainable_tokens_" not in name:
-                    yield name.replace(".token_adapter", ""), weight
+            yield from base_names(original())
 
     generation._iter_named_params = named_weights
