@@ -7,7 +7,7 @@ from pathlib import Path
 
 COMMANDS = {
     "train": ("reproduction.command:train", "train and evaluate a pair file's student and teacher, stage by stage"),
-    "init": ("reproduction.init:init", "write the pair file of a new student, teacher and data set"),
+    "init": ("reproduction.command:init", "write the pair file of a new student, teacher and data set"),
     "check": ("reproduction.command:check", "say what would stop a pair, before anything is loaded"),
     "evaluate": ("recipes/evaluate.py", "ask benchmarks of a student and its teacher by several methods"),
     "report": ("recipes/report.py", "put finished evaluations side by side"),

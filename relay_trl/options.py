@@ -137,10 +137,15 @@ class PromptFields:
 
 
 @dataclass(kw_only=True)
-class TrainedPromptFields:
-    """How a trained student is asked. An unset field is that of its relay config.
+class TrainedFields:
+    """How a trained student is asked, and the rules of its relay. An unset field is that of its relay config.
 
     Args:
+        max_completion_length (`int`, from the student): most tokens of an answer, all included.
+        max_calls (`int`, from the student): answered calls per answer.
+        max_call_tokens (`int`, from the student): most tokens of one answer of the teacher.
+        is_ended_by_teacher (`bool`, from the student): a teacher's end is the answer's end.
+        teacher_temperature (`float`, from the student): sampling temperature of the teacher.
         prompt_template (`str`, from the student): the user's turn; {problem} is filled in.
         system_prompt (`str`, from the student): a system turn.
         is_chat (`bool`, from the student): use the chat template.
@@ -149,6 +154,11 @@ class TrainedPromptFields:
         close_tag (`str`, from the student): ends a command.
     """
 
+    max_completion_length: int | None = None
+    max_calls: int | None = None
+    max_call_tokens: int | None = None
+    is_ended_by_teacher: bool | None = None
+    teacher_temperature: float | None = None
     prompt_template: str | None = None
     system_prompt: str | None = None
     is_chat: bool | None = None

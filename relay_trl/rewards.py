@@ -95,7 +95,7 @@ def accuracy(correct: Sequence[bool], called: Sequence[bool], teacher_share: Seq
     return [float(is_correct) for is_correct in correct]
 
 
-BUILT_IN: dict[str, Callable] = {"difficulty_aware": difficulty_aware, "simple": simple, "accuracy": accuracy}
+BUILT_IN: dict[str, GroupReward] = {"difficulty_aware": difficulty_aware, "simple": simple, "accuracy": accuracy}
 
 
 def load_function(path: str, what: str) -> Callable:
@@ -119,7 +119,7 @@ def load_function(path: str, what: str) -> Callable:
     return function
 
 
-def load_reward(name: str) -> Callable:
+def load_reward(name: str) -> GroupReward:
     """A group reward by its built-in name or by a dotted path `package.module:function`.
 
     Raises:

@@ -26,16 +26,15 @@ class Router(nn.Module):
 
     Args:
         hidden_size (`int`): h, the student's.
-        dropout (`float`, defaults to `0.1`).
     """
 
-    def __init__(self, hidden_size: int, dropout: float = 0.1):
+    def __init__(self, hidden_size: int):
         super().__init__()
         self.hidden_size = hidden_size
         wide = 2 * hidden_size
         self.layers = nn.Sequential(
-            *(nn.Linear(hidden_size, wide), nn.BatchNorm1d(wide), nn.ReLU(), nn.Dropout(dropout)),
-            *(nn.Linear(wide, hidden_size), nn.Dropout(dropout), nn.Linear(hidden_size, 1)),
+            *(nn.Linear(hidden_size, wide), nn.BatchNorm1d(wide), nn.ReLU(), nn.Dropout(0.1)),
+            *(nn.Linear(wide, hidden_size), nn.Dropout(0.1), nn.Linear(hidden_size, 1)),
         )
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ from ..grading.grader import last_boxed
 from ..prompts import BOXED_TEMPLATE
 
 Gold = str | list[str] | None
-GRADERS = ("math", "choice", "text")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 

@@ -6,21 +6,20 @@ Owns names, defaults and limits of options. A student that was trained to call h
 
 import copy
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..call_syntax import CallSyntax
 from ..data.files import kind_of
 from ..data.registry import REPORTED, SOURCES
 from ..data.sources import load_rows
 from ..engines.base import Engine, Sampling
 from ..grading.judge import JudgeFields
 from ..grading.words import AnyGrader, load_grader
-from ..options import TeacherFields, TrainedPromptFields, mapping
+from ..options import TeacherFields, TrainedFields, mapping
 from ..prompts import PromptBuilder, check_template
 from ..redaction import redact
 from ..relay import RelayRules
-from ..relay_config import load_record
+from ..relay_config import RelayRecord, load_record
 from ..run_files import fingerprint, fingerprint_rows
 from .methods import known_methods, load_methods
 
@@ -55,9 +54,9 @@ _AT_LEAST_ONE = (
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig(JudgeFields, TrainedPromptFields, TeacherFields):
+class EvaluationConfig(JudgeFields, TrainedFields, TeacherFields):
     """Who is evaluated on what, and how. Fields marked *from the student* take the value of the student's
-    `relay_config.json` where they are unset, else the default given here.
+    `relay_config.json` where they are unset, else that of [`FROM_STUDENT`]: 1,024 tokens, 5 calls, the teacher at 0.7.
 
     Args:
         student (`str`): a folder or a Hub id.
@@ -76,14 +75,9 @@ class EvaluationConfig(JudgeFields, TrainedPromptFields, TeacherFields):
             benchmark asks for, 32 for AIME and else 1.
         temperature (`float`, defaults to `0.7`): sampling temperature of the student; 0 is greedy.
         top_p (`float`, defaults to `1.0`): nucleus of the student.
-        teacher_temperature (`float`, defaults to `0.7`, from the student): sampling temperature of the teacher.
-        max_completion_length (`int`, defaults to `1024`, from the student): tokens of a completion, all included.
         max_prompt_length (`int`, *optional*): most tokens of a prompt; `None`: what the models' contexts leave.
         skip_long_prompts (`bool`, defaults to `False`): leave rows with longer prompts out instead of stopping.
-        max_calls (`int`, defaults to `5`, from the student): answered calls per rollout.
-        max_call_tokens (`int`, *optional*, from the student): most tokens of one answer of the teacher.
-        is_ended_by_teacher (`bool`, defaults to `True`, from the student): a teacher's end is the answer's end.
-        prompt_template and others on how it is asked: see [`~relay_trl.options.TrainedPromptFields`].
+        max_calls, prompt_template and others on how it is asked: see [`~relay_trl.options.TrainedFields`].
         answer_marker (`str`, from the student): what precedes the answer (default: \\boxed{}).
         student_backend (`str`, defaults to `"auto"`): `auto`, `transformers` or `vllm`.
         student_engine (`dict`, *optional*): of its engine, such as `{"gpu_memory_utilization": 0.5}` for vLLM.
@@ -120,13 +114,8 @@ class EvaluationConfig(JudgeFields, TrainedPromptFields, TeacherFields):
     samples: int | None = None
     temperature: float = 0.7
     top_p: float = 1.0
-    teacher_temperature: float | None = None
-    max_completion_length: int | None = None
     max_prompt_length: int | None = None
     skip_long_prompts: bool = False
-    max_calls: int | None = None
-    max_call_tokens: int | None = None
-    is_ended_by_teacher: bool | None = None
     answer_marker: str | None = None
     student_backend: str = "auto"
     student_engine: dict[str, Any] | str | None = None
@@ -237,30 +226,18 @@ class EvaluationConfig(JudgeFields, TrainedPromptFields, TeacherFields):
         filled.relay_config()  # refuses rules that are not possible
         return filled
 
+    def _record(self) -> RelayRecord:
+        given = {name: value for name in FROM_STUDENT if (value := getattr(self, name)) is not None}
+        return RelayRecord(**given, versions={}, commit=None)
+
     def relay_config(self) -> RelayRules:
         """The rules of the rollouts. Needs the config of [`~EvaluationConfig.with_student_defaults`]."""
-        filled = {name: getattr(self, name) for name in FROM_STUDENT}
-        return RelayRules(
-            max_completion_length=filled["max_completion_length"],
-            syntax=CallSyntax(filled["open_tag"], filled["close_tag"]),
-            max_calls=filled["max_calls"],
-            max_call_tokens=filled["max_call_tokens"],
-            is_ended_by_teacher=filled["is_ended_by_teacher"],
-            student=Sampling(self.temperature, self.top_p),
-            teacher=Sampling(filled["teacher_temperature"], self.teacher_top_p),
-        )
+        rules = self._record().relay_config(student=Sampling(self.temperature, self.top_p))
+        return replace(rules, teacher=replace(rules.teacher, top_p=self.teacher_top_p))
 
     def prompt_builder(self, student: Engine, teacher: Engine | None) -> PromptBuilder:
         """Prompts for both models. Needs the config of [`~EvaluationConfig.with_student_defaults`]."""
-        filled = {name: getattr(self, name) for name in FROM_STUDENT}
-        return PromptBuilder(
-            student.vocabulary.tokenizer if student.vocabulary else None,
-            teacher,
-            template=filled["prompt_template"] or "{problem}",
-            system=filled["system_prompt"],
-            is_chat=filled["is_chat"],
-            chat_template_kwargs=filled["chat_template_kwargs"],
-        )
+        return self._record().prompt_builder(student.vocabulary and student.vocabulary.tokenizer, teacher)
 
     def student_options(self) -> dict[str, Any]:
         """Options of the student's engine; see [`~relay_trl.engines.loading.load_engine`]."""

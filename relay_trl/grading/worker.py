@@ -21,6 +21,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -53,10 +54,8 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         for pipe in (self.input, self._stdout):
-            try:
+            with suppress(OSError):  # the pipe breaks again if the child died with unread data
                 pipe.close()
-            except OSError:  # the pipe breaks again if the child died with unread data
-                pass
 
 
 def _kill_all(workers: list[_Worker], owner: int) -> None:
@@ -278,12 +277,11 @@ def main(time_limit_s: float) -> None:
 def _limit_memory() -> None:
     import resource
 
-    try:
+    # Without /proc (macOS), or with a lower limit already, the time limit still holds
+    with suppress(OSError, ValueError):
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + EXTRA_MEMORY, used + EXTRA_MEMORY))
-    except (OSError, ValueError):  # no /proc (macOS), or there is a lower limit already; the time limit still holds
-        pass
 
 
 def _follow(parent: int) -> None:

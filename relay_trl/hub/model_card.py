@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..pages.render import render
+from ..pages.render import markdown_cell, render
 from ..redaction import redact
 from ..relay_config import RelayRecord, save_record
 from ..run_files import write_atomically
@@ -160,7 +160,7 @@ def code(value: Any) -> str:
 
 def cell(value: Any) -> str:
     """`value` as a cell of a table."""
-    return " ".join(str(value).replace("|", "\\|").split()) or "-"
+    return markdown_cell(value) or "-"
 
 
 def _is_number(value: Any) -> bool:

@@ -8,11 +8,12 @@ policy. A page's template, style and script are beside the module that renders i
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 _HERE = Path(__file__).parent
 THEME = _HERE / "theme.css"
@@ -41,16 +42,35 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]] | None = No
     return environment.get_template(template.name).render(**values)
 
 
-def read_texts(*paths: Path) -> str:
-    """The texts of several files as one."""
+def render_page(template: Path, style: Path, scripts: Sequence[Path] = (), **values: Any) -> str:
+    """A page that contains its style and script behind those that all pages share. Its content security policy can name the
+    script by `script_hash`, so that no other one runs.
+
+    Args:
+        template (`Path`), style (`Path`), scripts (`Sequence[Path]`).
+        **values: further variables of the template.
+    """
+    script = _read(*SCRIPTS, *scripts)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    inside = {"style": _read(THEME, style), "script": script, "script_hash": f"'sha256-{digest}'"}
+    return render(template, **{name: Markup(text) for name, text in inside.items()}, **values)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The lines of a table in Markdown. A line break in a cell becomes a blank."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(map(markdown_cell, cells))} |" for cells in (columns, rule, *rows))
+
+
+def markdown_cell(value: Any) -> str:
+    """`value` as it can stand in a table in Markdown."""
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def _read(*paths: Path) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
-def script_hash(script: str) -> str:
-    """The hash of a script for a content security policy, `'sha256-...'`, so that no other script can run."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def embedded_json(data: Any) -> str:
+def embedded_json(data: Any) -> Markup:
     """JSON for a `<script type="application/json">`, escaped so that no text in it can end the element."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from .models import Shape
 
+_FLOPS, _BANDWIDTH = 400e12, 2.0e12
+"""About 40 % and 60 % of the data sheet of an H100 with 80 GB, which is reached in practice."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -50,11 +53,9 @@ class Curve:
             ) from error
 
     @classmethod
-    def estimate(
-        cls, model: str, memory_gib: float = 80.0, flops: float = 400e12, bandwidth: float = 2.0e12
-    ) -> "Curve":
+    def estimate(cls, model: str, memory_gib: float = 80.0) -> "Curve":
         """A curve from a GPU's figures. A step reads all weights and caches once and computes 2 operations per parameter and
-        token. The defaults are about 40 % and 60 % of the data sheet of an H100 with 80 GB, which is reached in practice.
+        token.
         """
         shape = Shape.of(model)
         context, sizes = 2048, [1, 8, 32, 64, 128, 256]
@@ -67,10 +68,10 @@ class Curve:
         step = [
             0.002
             + max(
-                (2 * shape.parameters + n * context * 2 * shape.kv_elements) / bandwidth,
-                2 * shape.parameters * n / flops,
+                (2 * shape.parameters + n * context * 2 * shape.kv_elements) / _BANDWIDTH,
+                2 * shape.parameters * n / _FLOPS,
             )
             for n in sizes
         ]
-        source = f"estimated from {flops:.3g} FLOP/s and {bandwidth:.3g} bytes/s, not measured"
-        return cls(model, source, sizes, step, flops / (2 * shape.parameters), most)
+        source = f"estimated from {_FLOPS:.3g} FLOP/s and {_BANDWIDTH:.3g} bytes/s, not measured"
+        return cls(model, source, sizes, step, _FLOPS / (2 * shape.parameters), most)

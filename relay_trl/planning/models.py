@@ -37,9 +37,9 @@ def load_config(name: str) -> PreTrainedConfig:
         ) from error
 
 
-def fake_model(config: PreTrainedConfig, attention: str = "sdpa"):
+def fake_model(config: PreTrainedConfig):
     """The model with shapes and without weights. Use it only inside a `FakeTensorMode` or on the meta device."""
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The commands `relay-trl train`, which runs a pair file's stages, comparisons and seeds and prints the table at the end, and
-`relay-trl check`, which says what would stop it.
+"""The commands on pair files: `relay-trl init` writes one, `check` says what would stop it, `train` runs its stages, comparisons
+and seeds and prints the table at the end.
 
-Owns the command line. `expand.py` makes the stages, `runs.py` the order, `running.py` runs them, `outcome.py` shows the results,
-`check.py` has the checks.
+Owns the command lines. `init.py` chooses what a file says, `check.py` has the checks, `expand.py` makes the stages, `runs.py` the
+order, `running.py` runs them, `outcome.py` shows the results.
 """
 
 import argparse
@@ -15,6 +15,23 @@ import time
 from ..options import check_file
 
 _CHANGE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def init(arguments: list[str]):
+    """`relay-trl init`: writes the pair file of a new student, teacher and data set."""
+    parser = argparse.ArgumentParser(
+        prog="relay-trl init", description="Writes the pair file of a new student, teacher and data set."
+    )
+    parser.add_argument("--student", required=True, help="folder or Hub id")
+    parser.add_argument("--teacher", required=True, help="folder, Hub id, or URL of a server")
+    kinds = "a registered set, an embedded task, a .jsonl, .csv or .parquet file, or a Hub id"
+    parser.add_argument("--dataset", required=True, help=kinds)
+    parser.add_argument("--output", help="the file to write (default: recipes/pairs/STUDENT_with_TEACHER.yaml)")
+    args = parser.parse_args(arguments)
+
+    from .init import write_pair
+
+    write_pair(args.student, args.teacher, args.dataset, args.output)
 
 
 def _pair_parser(command: str, more: str, description: str) -> argparse.ArgumentParser:

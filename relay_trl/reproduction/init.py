@@ -1,9 +1,8 @@
-"""The command `relay-trl init`: writes the pair file of a new student, teacher and data set, each choice with its reason.
+"""Writes the pair file of a new student, teacher and data set, each choice with its reason.
 
 Owns the choices. It looks at configs, tokenizers, the data and the hardware, and loads no weights.
 """
 
-import argparse
 import json
 import os
 import random
@@ -63,30 +62,18 @@ class Model:
         return str(getattr(self.tokenizer, "chat_template", None) or "")
 
 
-def init(arguments: list[str]):
-    """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="relay-trl init", description="Writes the pair file of a new student, teacher and data set."
-    )
-    parser.add_argument("--student", required=True, help="folder or Hub id")
-    parser.add_argument("--teacher", required=True, help="folder, Hub id, or URL of a server")
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        help="a registered set, an embedded task, a .jsonl, .csv or .parquet file, or a Hub id",
-    )
-    parser.add_argument("--output", help="the file to write (default: recipes/pairs/STUDENT_with_TEACHER.yaml)")
-    args = parser.parse_args(arguments)
-    path = Path(args.output or ROOT / "recipes" / "pairs" / f"{slug(args.student)}_with_{slug(args.teacher)}.yaml")
+def write_pair(student_name: str, teacher_name: str, dataset: str, output: str | None = None):
+    """Writes the pair file, by default `recipes/pairs/STUDENT_with_TEACHER.yaml`."""
+    path = Path(output or ROOT / "recipes" / "pairs" / f"{slug(student_name)}_with_{slug(teacher_name)}.yaml")
     if path.exists():
         raise FileExistsError(f"{path} is there already; give another --output, or remove it.")
-    if args.dataset in REPORTED:
-        raise ValueError(f"{args.dataset} is a benchmark that results are reported on, not a set to train on.")
-    if "://" in args.student:
+    if dataset in REPORTED:
+        raise ValueError(f"{dataset} is a benchmark that results are reported on, not a set to train on.")
+    if "://" in student_name:
         raise ValueError("student is a URL, but it is trained here; give a folder or a Hub id.")
-    student, teacher = Model.of(args.student, "student"), Model.of(args.teacher, "teacher")
-    check_together(args.student, args.teacher)
-    write_atomically(path, _text(student, teacher, args.dataset, path))
+    student, teacher = Model.of(student_name, "student"), Model.of(teacher_name, "teacher")
+    check_together(student_name, teacher_name)
+    write_atomically(path, _text(student, teacher, dataset, path))
     shown = os.path.relpath(path)
     print(
         f"{shown} is written, with a reason beside each choice. Next: relay-trl check {shown}, then relay-trl train {shown}"

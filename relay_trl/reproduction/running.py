@@ -201,15 +201,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def _tail(log: Path, size: int = 1 << 16) -> list[str]:
+def _tail(log: Path) -> list[str]:
     with log.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - size))
-        return [
-            line.strip()
-            for line in file.read().decode(errors="replace").replace("\r", "\n").splitlines()
-            if line.strip()
-        ]
+        file.seek(max(0, log.stat().st_size - (1 << 16)))
+        text = file.read().decode(errors="replace")
+    return [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
 
 
 def _progress_in(log: Path) -> str:

@@ -12,7 +12,7 @@ from ..evaluation.methods import family_of, readable
 from ..evaluation.report.plots import plot_shares, save_figure
 from ..evaluation.report.results import summarize
 from ..evaluation.report.summaries import Summary, told
-from ..evaluation.report.tables import markdown_table
+from ..pages.render import markdown_table
 
 
 def cell(values: Sequence[float | None], scale: float = 100.0) -> str:

@@ -6,7 +6,7 @@ both engines.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -204,11 +204,9 @@ async def answer_all(
             task.add_done_callback(lambda _: came.set())
         running = dict(enumerate(tasks))
         while running:
-            try:
+            with suppress(TimeoutError):  # then there are no news, which is told too
                 async with asyncio.timeout(most_quiet_s):
                     await came.wait()
-            except TimeoutError:
-                pass
             came.clear()
             ended = [index for index, task in running.items() if task.done()]
             news: News = [*pieces, *((index, running.pop(index).result()) for index in ended)]

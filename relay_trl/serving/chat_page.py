@@ -7,10 +7,8 @@ users are not put in here; the page gets them as JSON and escapes them before it
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ..costs import ModelCosts, PriceTable, load_costs
-from ..pages.render import SCRIPTS, THEME, embedded_json, read_texts, render, script_hash
+from ..pages.render import embedded_json, render_page
 
 _HERE = Path(__file__).parent
 
@@ -48,13 +46,6 @@ def render_chat_page(model: str, holds_conversation: bool, prices: PriceTable | 
         holds_conversation (`bool`): whether earlier turns are sent with a question by default.
         prices ([`PriceTable`], *optional*): `None` shows no money.
     """
-    script = read_texts(*SCRIPTS, _HERE / "chat.js")
     about: dict[str, Any] = {"model": model, "remembers": holds_conversation, "prices": prices and _told(prices)}
-    return render(
-        _HERE / "chat.html.j2",
-        model=model,
-        style=Markup(read_texts(THEME, _HERE / "chat.css")),
-        script=Markup(script),
-        script_hash=Markup(script_hash(script)),
-        about=Markup(embedded_json(about)),
-    )
+    page = _HERE / "chat.html.j2", _HERE / "chat.css", [_HERE / "chat.js"]
+    return render_page(*page, model=model, about=embedded_json(about))

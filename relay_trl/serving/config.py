@@ -7,14 +7,14 @@ import ipaddress
 import logging
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..engines.base import BACKENDS, Sampling
 from ..engines.circuit_breaker import GuardedTeacher
 from ..engines.loading import load_engine
 from ..engines.threaded import ThreadedEngine
-from ..options import TeacherFields, TrainedPromptFields, mapping
+from ..options import TeacherFields, TrainedFields, mapping
 from ..relay_config import RelayRecord, load_record
 from .limits import Limits
 from .pair import Pair
@@ -22,15 +22,12 @@ from .pair import Pair
 logger = logging.getLogger(__name__)
 
 KEYS_VARIABLE = "RELAY_TRL_API_KEYS"
-FROM_STUDENT = (
-    *("teacher", "max_completion_length", "max_calls", "max_call_tokens", "teacher_temperature", "is_ended_by_teacher"),
-    *("prompt_template", "system_prompt", "is_chat", "chat_template_kwargs", "open_tag", "close_tag"),
-)
+FROM_STUDENT = ("teacher", *(item.name for item in fields(TrainedFields)))
 """Fields that come from the student's relay config if they are not set."""
 
 
 @dataclass(kw_only=True)
-class ServingConfig(Limits, TrainedPromptFields, TeacherFields):
+class ServingConfig(Limits, TrainedFields, TeacherFields):
     """A pair, and how it is served. Fields marked *from the student* take the value of the student's
     `relay_config.json` where they are unset, else that of [`RelayRecord`].
 
@@ -46,15 +43,10 @@ class ServingConfig(Limits, TrainedPromptFields, TeacherFields):
         teacher_timeout_s (`float`, defaults to `30`): seconds for one answer of a teacher's server.
         teacher_retries (`int`, defaults to `1`): retries of a failed request.
         teacher_pause_s (`float`, defaults to `5`): seconds in which a teacher that failed is not asked again.
-        teacher_temperature (`float`, from the student): sampling temperature of the teacher.
         temperature (`float`, defaults to `0.7`): of the student, where a request does not say.
         top_p (`float`, defaults to `1.0`): of the student, where a request does not say.
-        max_completion_length (`int`, from the student): most tokens of an answer.
-        max_calls (`int`, from the student): answered calls per answer; a request can only lower it.
-        max_call_tokens (`int`, from the student): most tokens of one answer of the teacher; a request can only lower
-            it.
-        is_ended_by_teacher (`bool`, from the student): a teacher's end ends the answer.
-        prompt_template and others on how it is asked: see [`~relay_trl.options.TrainedPromptFields`].
+        max_calls, max_call_tokens, prompt_template and others on how it is asked: see [`~relay_trl.options.TrainedFields`]; a
+            request can only lower limits.
         use_template (`bool`, defaults to `True`): ask each user's turn of a conversation as the student was trained to be
             asked, with its template and system prompt; else conversations go to the models as they are.
         served_model_name (`str`, *optional*): defaults to the last part of the student's path.
@@ -82,13 +74,8 @@ class ServingConfig(Limits, TrainedPromptFields, TeacherFields):
     teacher_timeout_s: float = 30.0
     teacher_retries: int = 1
     teacher_pause_s: float = 5.0
-    teacher_temperature: float | None = None
     temperature: float = 0.7
     top_p: float = 1.0
-    max_completion_length: int | None = None
-    max_calls: int | None = None
-    max_call_tokens: int | None = None
-    is_ended_by_teacher: bool | None = None
     use_template: bool = True
     served_model_name: str | None = None
     costs: str | None = None

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from ..prompts import check_problem
 from ..rewards import load_function
@@ -74,12 +74,13 @@ def to_dataset(rows: Sequence[dict], extra_rewards: Sequence[str] | None) -> Dat
     answers = columns["answer"]
     if any(isinstance(answer, list) for answer in answers):
         columns["answer"] = [answer if isinstance(answer, list) else [answer] for answer in answers]
+    parts = []
     for name, values in columns.items():
         try:
-            Dataset.from_dict({name: values})
+            parts.append(Dataset.from_dict({name: values}))
         except (ValueError, TypeError) as error:
             kinds = sorted({type(value).__name__ for value in values})
             raise ValueError(
                 f"The column {name!r} has values of several types ({', '.join(kinds)}); give all rows the same type."
             ) from error
-    return Dataset.from_dict(columns)
+    return concatenate_datasets(parts, axis=1)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from ..call_syntax import CallSyntax
+from ..pages.render import markdown_table
 from ..pages.segments import segments
 from ..rollout_files import Draw
 
@@ -104,7 +105,6 @@ def _trackers(args) -> list[Any]:
 
 
 def _markdown(table: DataFrame) -> str:
-    """As TensorBoard shows it. A line break or a bar would end a cell."""
-    cells = [[str(value).replace("|", "\\|").replace("\n", "<br>") for value in row] for row in table.to_numpy()]
-    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """As TensorBoard shows it."""
+    rows = [[str(value).replace("\n", "<br>") for value in row] for row in table.to_numpy()]
+    return markdown_table(list(table.columns), rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..pages.render import SCRIPTS, THEME, embedded_json, read_texts, render, script_hash
+from ..pages.render import embedded_json, render_page
 from ..rollout_files import finite
 
 _HERE = Path(__file__).parent
@@ -22,13 +22,9 @@ def render_watch_page(title: str, data: dict[str, Any] | None = None) -> str:
         title (`str`).
         data (`dict`, *optional*): from [`FollowedRun.everything`], for a page without a server; `None` asks the server.
     """
-    script = read_texts(*SCRIPTS, _HERE / "charts.js", _HERE / "watch.js")
-    return render(
-        _HERE / "watch.html.j2",
+    return render_page(
+        *(_HERE / "watch.html.j2", _HERE / "watch.css", [_HERE / "charts.js", _HERE / "watch.js"]),
         title=title,
-        style=Markup(read_texts(THEME, _HERE / "watch.css")),
-        script=Markup(script),
-        script_hash=Markup(script_hash(script)),
-        data=Markup("" if data is None else embedded_json(finite(data))),
+        data="" if data is None else embedded_json(finite(data)),
         connects=Markup("'self'" if data is None else "'none'"),
     )

@@ -53,9 +53,20 @@ def opened(*argv):
         (["watch", "nowhere"], 1, "error: nowhere has no _rollouts/run.json"),
         (["train", "--help"], 0, "usage: relay-trl train"),
         (["train", "nothing.yaml"], 1, "nothing.yaml does not exist"),
+        (["init", "--help"], 0, "usage: relay-trl init"),
+        (["check", "nothing.yaml"], 1, "nothing.yaml does not exist"),
         (["tain"], 1, "error: Unknown command 'tain'"),
     ],
-    ids=["help", "watch --help", "watch nowhere", "train --help", "train nothing", "unknown"],
+    ids=[
+        "help",
+        "watch --help",
+        "watch nowhere",
+        "train --help",
+        "train nothing",
+        "init --help",
+        "check nothing",
+        "unknown",
+    ],
 )
 def test_help_and_refusals_import_nothing_heavy(argv, status, said):
     found, stdout, stderr = opened(*argv)

@@ -127,30 +127,36 @@ def rows(size=8, split="train"):
     return Dataset.from_list(problems(split, size, seed=3))
 
 
+SMALL = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-3,
+    "answer_marker": "#",
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "seed": 1,
+}
+"""Options of a short training on the CPU."""
+
+
 def grpo_config(folder, **fields):
     """Two prompts of four rollouts a step, in one batch, on the CPU."""
     return RelayGRPOConfig(
         **{
+            **SMALL,
             "output_dir": str(folder),
             "teacher": str(PAIR / "teacher"),
-            "answer_marker": "#",
             "num_generations": 4,
-            "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,
             "num_generations_eval": 2,
             "max_prompt_length": 16,
             "max_completion_length": 40,
-            "max_steps": 2,
-            "learning_rate": 1e-3,
             "lr_scheduler_type": "constant",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "seed": 1,
             **fields,
         }
     )

@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from helpers.trainers import SYNTAX
+from helpers.trainers import SMALL, SYNTAX
 from relay_trl.data.arithmetic import problems
 from relay_trl.data.random_calls import command_ids
 from relay_trl.training import RelaySFTConfig
@@ -30,24 +30,5 @@ def warmup_rows(tokenizer, size=16):
 
 
 def sft_config(folder, **fields):
-    return RelaySFTConfig(
-        **{
-            "output_dir": str(folder),
-            "warmup_data": "rows.jsonl",
-            "add_call_tokens": True,
-            "answer_marker": "#",
-            "max_length": 80,
-            "max_steps": 2,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "seed": 1,
-            **fields,
-        }
-    )
+    own = {"warmup_data": "rows.jsonl", "add_call_tokens": True, "max_length": 80}
+    return RelaySFTConfig(**{**SMALL, "output_dir": str(folder), **own, **fields})

@@ -12,7 +12,7 @@ from helpers.tokenizers import byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from relay_trl.reproduction.check import problems
-from relay_trl.reproduction.init import init
+from relay_trl.reproduction.command import init
 from relay_trl.reproduction.pair import load_pair, read
 from relay_trl.reproduction.runs import Runs
 

@@ -38,8 +38,8 @@ def smollm2(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(smollm2, serve):
-    with serve(smollm2, "--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "8") as url:
-        yield url
+    with serve(smollm2, "--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "8") as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -39,7 +38,8 @@ def trained(tiny_model_path, serve, tmp_path_factory):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VLLM_SERVER_DEV_MODE", "1")
-            with serve(tiny_model_path, *options) as url:
+            with serve(tiny_model_path, *options) as server:
+                url = server.url
                 urllib.request.urlopen(urllib.request.Request(url.removesuffix("/v1") + "/pause", method="POST"))
                 (folder / "start.new").write_text(url)
                 (folder / "start.new").rename(folder / "start")
@@ -48,7 +48,7 @@ def trained(tiny_model_path, serve, tmp_path_factory):
                     is_running = all(process.poll() is None for process in processes)
                     assert is_running and time.monotonic() < limit, (folder / "log_0").read_text()[-3000:]
                     time.sleep(0.1)
-                os.killpg(url.group, signal.SIGKILL)
+                server.kill()
                 (folder / "go").touch()
                 ends = [process.wait(timeout=200) for process in processes]
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ...call_syntax import CallSyntax
-from ...pages.render import SCRIPTS, THEME, read_texts, render, script_hash
+from ...pages.render import render_page
 from ...pages.segments import segments
 from ...trace import StopReason
 from ..answer_files import Answer, Run
@@ -75,7 +75,6 @@ def write_pages(
     written[0].write_text(report, encoding="utf-8")
     order = list(dict.fromkeys(summary.label for summary in results.summaries))
     for k, (name, page) in enumerate(zip(names, pages, strict=True)):
-        script = read_texts(*SCRIPTS, _HERE / "rollouts.js")
         text = _render(
             "rollouts.html.j2",
             **common,
@@ -86,8 +85,6 @@ def write_pages(
             methods=[label for label in order if any(a["method"] == label for p in page for a in p["answers"])],
             benchmarks=list(dict.fromkeys(problem["benchmark"] for problem in page)),
             kinds=sorted({problem["kind"] for problem in page if problem["kind"]}),
-            script=Markup(script),
-            script_hash=Markup(script_hash(script)),
         )
         written.append(folder / name)
         written[-1].write_text(text, encoding="utf-8")
@@ -95,7 +92,7 @@ def write_pages(
 
 
 def _render(template: str, **values) -> str:
-    return render(_HERE / template, style=Markup(read_texts(THEME, _HERE / "rollouts.css")), **values)
+    return render_page(_HERE / template, _HERE / "rollouts.css", [_HERE / "rollouts.js"], **values)
 
 
 def _problems(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[dict]:

@@ -73,22 +73,19 @@ def _counts(rng: np.random.Generator, problems: int, rounds: int) -> np.ndarray:
     return np.bincount(flat, minlength=rounds * problems).reshape(rounds, problems).astype(float)
 
 
-def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
-    """The percentile interval of bootstrap values; `None` if more than half of them do not exist (NaN)."""
+def interval_of(values: np.ndarray) -> tuple[float, float] | None:
+    """The 95 % percentile interval of bootstrap values; `None` if more than half of them do not exist (NaN)."""
     known = values[~np.isnan(values)]
     if 2 * len(known) < len(values):
         return None
     # No interpolation: it has no meaning between a number and minus infinity.
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    low, high = np.quantile(known, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)
 
 
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray, level: float = 0.95, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean of `values`, shape (P,), one per problem."""
-    column = np.asarray(values, dtype=float)[:, None]
-    found = interval_of(resampled_means(column, rounds, seed)[:, 0], level)
+def bootstrap_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean of `values`, shape (P,), one per problem."""
+    found = interval_of(resampled_means(np.asarray(values, dtype=float)[:, None], seed=seed)[:, 0])
     assert found is not None  # means of numbers exist
     return found
 

@@ -52,15 +52,6 @@ class Table:
     rows: list[list[str]]
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The lines of a table in Markdown."""
-    rule = ["---", *["---:"] * (len(columns) - 1)]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
-        for cells in (columns, rule, *rows)
-    )
-
-
 def interval(value: Interval | None) -> str:
     """An interval of shares in percent."""
     return "-" if value is None else f"{_bound(value[0])} to {_bound(value[1])}"

@@ -16,13 +16,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ...costs import NO_PRICES, PriceTable
+from ...pages.render import markdown_table
 from ..answer_files import Run
 from .call_plots import called_answers, plot_difficulty, plot_lengths, plot_places
 from .pages import write_pages
 from .plots import inline_svg, plot_shares, save_figure
 from .results import Results, evaluate_runs
 from .summaries import Summary
-from .tables import Table, all_tables, headline_table, markdown_table, notes, papers_table, results_tables
+from .tables import Table, all_tables, headline_table, notes, papers_table, results_tables
 from .training_plots import plot_training
 from .verdict import sentences
 
