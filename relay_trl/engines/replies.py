@@ -103,7 +103,9 @@ class Replies:
         finish = FinishReason.LENGTH
         if reason == "stop":
             is_stop = cause in stop if isinstance(cause, str) else cause is None and bool(stop) and text.endswith(stop)
-            finish = FinishReason.STOP if is_stop else FinishReason.EOS
+            # A stop string may stand in the text of the end token: `<` in `<|im_end|>`
+            is_end = bool(ids) and vocabulary is not None and ids[-1] in vocabulary.eos_ids
+            finish = FinishReason.STOP if is_stop and not is_end else FinishReason.EOS
         counts = _counts(answer.get("usage"))
         logprobs = self._read_logprobs(choice.get("logprobs"), ids) if needs_logprobs else None
         if ids is None or vocabulary is None:

@@ -234,7 +234,10 @@ class VLLMEngine(SteppedEngine):
         if output.finish_reason == "length":
             finish = FinishReason.LENGTH
         elif output.finish_reason == "stop":
-            finish = FinishReason.STOP if isinstance(output.stop_reason, str) else FinishReason.EOS
+            # A stop string may stand in the text of the end token: `<` in `<|im_end|>`
+            is_end = bool(ids) and ids[-1] in self.vocabulary.eos_ids
+            is_stop = isinstance(output.stop_reason, str) and not is_end
+            finish = FinishReason.STOP if is_stop else FinishReason.EOS
         else:
             raise EngineError(
                 f"{self.name} ended a request with {output.finish_reason!r}; see vLLM's log for the reason."

@@ -110,6 +110,13 @@ def test_a_stop_string_is_told_from_an_end(server, fields):
     assert server.requests[0]["include_stop_str_in_output"] is True
 
 
+def test_a_stop_string_in_the_text_of_the_end_token_is_an_end(server):
+    """vLLM names `<` where it stands in `<|im_end|>`."""
+    server.edit = lambda answer: answer["choices"][0].update(stop_reason="<")
+    answer = ask(OpenAIEngine(server.url, vocabulary=VOCABULARY), VOCABULARY.encode("17"), stop=("<",))
+    assert (answer.finish, answer.text, answer.ids[-1]) == (FinishReason.EOS, " 42", VOCABULARY.eos_id)
+
+
 def test_an_end_token_that_the_server_drops_is_put_back(server):
     server.edit = lambda answer: answer["choices"][0]["token_ids"].pop()
     answer = ask(OpenAIEngine(server.url, vocabulary=VOCABULARY), VOCABULARY.encode("17"))

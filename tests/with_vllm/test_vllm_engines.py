@@ -132,6 +132,12 @@ def test_every_end_token_ends(vllm_engine, tiny_tokenizer, prompt_ids):
     assert answer.finish is FinishReason.EOS
 
 
+def test_a_stop_string_in_the_text_of_the_end_token_is_an_end(vllm_engine, prompt_ids, ending_seed):
+    [free] = sample(vllm_engine, prompt_ids, [ending_seed], max_tokens=60)
+    [stopped] = sample(vllm_engine, prompt_ids, [ending_seed], max_tokens=60, stop=("eos>",))
+    assert (stopped.ids, stopped.finish) == (free.ids, FinishReason.EOS)
+
+
 def test_a_stop_string_may_end_inside_a_token(vllm_engine, prompt_ids):
     assert_stops_inside_a_token(vllm_engine, prompt_ids)
 
