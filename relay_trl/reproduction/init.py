@@ -102,8 +102,9 @@ def _data(dataset: str, path: Path) -> tuple[list[dict], dict[str, Any], dict[st
         )
     if not Path(dataset).is_file():
         raise FileNotFoundError(f"dataset: the file {dataset} does not exist.")
-    found = list(read_rows(dataset))
-    columns = list(found[0]) if found else []
+    read = list(read_rows(dataset))
+    columns = list(dict.fromkeys(name for row in read for name in row))
+    found = [{**dict.fromkeys(columns), **row} for row in read]  # a row may lack some of them
     names = [next((c for c in wanted if c in columns), None) for wanted in (_PROBLEMS, _ANSWERS)]
     if None in names:
         raise ValueError(

@@ -124,6 +124,14 @@ def test_what_makes_no_pair_is_refused(change, said, model, data, tmp_path):
     assert said in str(error.value) and not (tmp_path / "x.yaml").exists()
 
 
+def test_a_row_may_lack_its_answer(model, tmp_path):
+    rows = [{"question": f"{k}+1=", **({} if k == 7 else {"gold": str(k + 1)})} for k in range(30)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(lambda name, seed=0: model(name, 1024, seed), str(tmp_path / "some.jsonl"), tmp_path)
+    written = [(tmp_path / f"mine.{part}.jsonl").read_text().splitlines() for part in ("train", "test")]
+    assert len([*written[0], *written[1]]) == 30 and '{"question": "7+1=", "gold": null}' in [*written[0], *written[1]]
+
+
 def test_data_that_cannot_be_used_and_models_without_room_are_refused(model, data, tmp_path):
     (tmp_path / "odd.jsonl").write_text('{"a": 1, "b": 2}\n' * 30)
     with pytest.raises(ValueError, match=r"has the columns \['a', 'b'\]; a problem"):
