@@ -50,6 +50,7 @@ def main():
     trainer.train()
 
     trainer.save_student()
+    trainer.save_state()
     if config.push_to_hub:
         trainer.push_to_hub()
 

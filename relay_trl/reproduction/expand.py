@@ -26,7 +26,7 @@ NEEDS = {"sft": ("warmup",), "grpo": ("sft", "filter"), "evaluate": ("grpo", "sf
 _SEEDED = ("warmup", "sft", "grpo", "citer")
 _FOLDERS = {"filter": "filtered"}
 _RESULTS = {
-    "sft": "relay_config.json",
+    "sft": "trainer_state.json",
     "filter": "train.jsonl",
     "grpo": "trainer_state.json",
     "citer": "citer_router.json",

@@ -277,10 +277,13 @@ class RelaySFTConfig(RedactedArguments, FinishFields, PromptFields, SFTConfig):
         warmup_data (`str`): the file that `build_warmup.py` wrote.
         add_call_tokens (`bool`, defaults to `False`): make the tags added special tokens of the student, as the builder
             was told.
+        average_with_start (`bool`, defaults to `False`): the result has the mean of the weights before and after this training,
+            for a student that has been trained on such rows already.
     """
 
     warmup_data: str = ""
     add_call_tokens: bool = False
+    average_with_start: bool = False
 
     def __post_init__(self):
         refuse_unused(self, SFT, SFT_NEEDS)

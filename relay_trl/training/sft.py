@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 from trl import SFTTrainer
 
@@ -29,7 +31,8 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
             for rows that are not tokens yet, or for other losses.
 
     Raises:
-        ValueError: the rows were made with another tokenizer, or do not fit into `args.max_length`.
+        ValueError: the rows were made with another tokenizer, or do not fit into `args.max_length`; `args.average_with_start` for
+            an adapter or for weights that are split over processes.
     """
 
     _name = "RelaySFT"
@@ -64,10 +67,24 @@ class RelaySFTTrainer(RelaySavingMixin, SFTTrainer):
             peft_config=peft_config,
             quantization_config=quantization_config,
         )
+        is_split = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if args.average_with_start and (is_split or isinstance(self.model, PeftModel)):
+            what = "DeepSpeed or FSDP splits the weights" if is_split else "an adapter is trained"
+            raise ValueError(f"average_with_start is true, but {what}; it needs the whole weights. Leave it out.")
         give_bias(self.model)
         self.add_callback(LimitedWaiting)
         self.add_callback(ProgressLines)
         self.add_callback(TrackerTables(lambda: self.callback_handler.callbacks))
+
+    def train(self, *args, **kwargs):
+        """As [`~transformers.Trainer.train`]; with `average_with_start` the model then has the mean of both ends."""
+        weights = list(self.model.parameters()) if self.args.average_with_start else []
+        start = [weight.detach().clone() for weight in weights]  # a checkpoint is loaded further below
+        output = super().train(*args, **kwargs)
+        with torch.no_grad():
+            for weight, before in zip(weights, start, strict=True):
+                weight.lerp_(before.to(weight.device), 0.5)
+        return output
 
     def _checked(self, rows: Any, args: RelaySFTConfig) -> Any:
         """Rows of `build_warmup.py`, or a `dict` of such, as TRL takes them."""

@@ -9,9 +9,13 @@ from datasets import Dataset
 from helpers.tokenizers import byte_level
 from helpers.trainers import PAIR, SYNTAX, load_student, load_tokenizer
 from helpers.warmup import sft_config, warmup_rows
+from peft import LoraConfig
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from relay_trl.relay_config import load_record
+from relay_trl.reproduction.expand import expand
+from relay_trl.reproduction.pair import load_pair
 from relay_trl.training import RelaySFTTrainer
 from relay_trl.training.call_tokens import add_call_tokens, grow_embeddings
 from relay_trl.training.sft import check_rows, to_sft_row
@@ -134,6 +138,48 @@ def test_training_teaches_the_syntax_and_saves_what_belongs_to_it(tmp_path):
         assert record.reward is None and (folder / "README.md").exists()
         assert json.loads((folder / "config.json").read_text())["vocab_size"] == 21
         assert AutoTokenizer.from_pretrained(folder).get_added_vocab()["</call>"] == 20
+
+
+def test_the_result_may_be_the_mean_of_both_ends(tmp_path):
+    def ends(folder, **fields):
+        """The saved weights of a training that stops after its second step and is resumed."""
+        options = {"save_strategy": "steps", "save_steps": 2, **fields}
+        sft_trainer(sft_config(tmp_path / folder, max_steps=2, lr_scheduler_type="constant", **options)).train()
+        config = sft_config(tmp_path / folder, max_steps=4, lr_scheduler_type="constant", **options)
+        trainer = sft_trainer(config)
+        trainer.train(resume_from_checkpoint="auto")
+        trainer.save_student()
+        return load_file(tmp_path / folder / "model.safetensors")
+
+    start, last, mean = load_student().state_dict(), ends("a"), ends("b", average_with_start=True)
+    assert set(mean) == set(last)
+    for name, weight in mean.items():
+        assert not torch.equal(start[name], last[name])
+        torch.testing.assert_close(weight, (start[name] + last[name]) / 2)
+
+
+def test_a_killed_warm_up_is_no_finished_stage(tmp_path):
+    """What a pair's stage is finished by is not there behind a checkpoint, and is when the recipe has ended."""
+    (stage,) = (s for s in expand(load_pair("recipes/pairs/lookups.yaml", "cpu")) if s.section == "sft")
+    trainer = sft_trainer(sft_config(tmp_path, save_strategy="steps", save_steps=1))
+    trainer.train()
+    assert not (tmp_path / stage.written.name).exists()
+    trainer.save_student()
+    trainer.save_state()
+    assert (tmp_path / stage.written.name).exists()
+
+
+def test_a_mean_with_an_adapter_is_refused(tmp_path):
+    args = sft_config(tmp_path, average_with_start=True)
+    tokenizer = load_tokenizer()
+    with pytest.raises(ValueError, match="an adapter is trained; it needs the whole weights"):
+        RelaySFTTrainer(
+            model=load_student(),
+            args=args,
+            train_dataset=warmup_rows(tokenizer),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(target_modules=["q_proj"]),
+        )
 
 
 def test_rows_of_another_tokenizer_are_refused(tmp_path):
