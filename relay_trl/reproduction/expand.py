@@ -16,17 +16,26 @@ from ..evaluation.config import FROM_STUDENT
 from ..evaluation.methods import load_methods
 from ..options import TeacherFields
 from .pair import MAIN, Pair
-from .sections import SECTIONS, options_of
+from .sections import FIRST, SECTIONS, options_of
 
 ROOT = Path(__file__).parents[2]
 
-NEEDS = {"sft": ("warmup",), "grpo": ("sft", "filter"), "evaluate": ("grpo", "sft", "citer"), "push": ("grpo",)}
+NEEDS = {
+    "sft": ("warmup",),
+    "second_sft": ("sft", "second_warmup"),
+    "grpo": ("second_sft", "sft", "filter"),
+    "evaluate": ("grpo", "second_sft", "sft", "citer"),
+    "push": ("grpo",),
+}
 """For each section, the sections whose results it needs, if the pair has them. An evaluation takes the student's last stage."""
 
-_SEEDED = ("warmup", "sft", "grpo", "citer")
+_SEEDED = ("warmup", "sft", "second_warmup", "second_sft", "grpo", "citer")
+ROWS = ("warmup", "second_warmup")
+"""Sections whose result is a file of rows."""
 _FOLDERS = {"filter": "filtered"}
 _RESULTS = {
     "sft": "trainer_state.json",
+    "second_sft": "trainer_state.json",
     "filter": "train.jsonl",
     "grpo": "trainer_state.json",
     "citer": "citer_router.json",
@@ -125,6 +134,9 @@ def expand(
         seed (`int`, *optional*): of the trainings, which then have their own folder.
         name (`str`, *optional*): of the run, for its evaluation; `None` takes the last layer's.
     """
+    for one, needed in (("second_warmup", "second_sft"), ("second_sft", "sft")):
+        if one in pair.sections and needed not in pair.sections:
+            raise ValueError(f"{pair.path} has a section {one} but none for {needed}; add that, or leave {one} out.")
     sections = {key: dict(value) for key, value in pair.sections.items() if key != "citer"}
     layer = dict.fromkeys(SECTIONS, 0)
     label = None
@@ -136,6 +148,13 @@ def expand(
                 sections.pop(section, None) if change[section] is None else sections.update(
                     {section: {**sections.get(section, pair.sections.get(section, {})), **change[section]}}
                 )
+    for second, first in FIRST.items():
+        if not {second, first, "second_sft"} <= sections.keys():  # left out with what it is for
+            sections.pop(second, None)
+            continue
+        below = sections[first] | pair.overrides.get(first, {})
+        sections[second] = {k: below[k] for k in below if k not in ("output", "output_dir")} | sections[second]
+        layer[second] = max(layer[first], layer[second])
     run = _Run(pair, [MAIN, *(each for each, _ in layers)], sections, layer, seed, label)
     name = name or run.names[-1]
     for section in SECTIONS:
@@ -172,7 +191,7 @@ def _stage(run: _Run, section: str, name: str) -> Stage:
     serve = _connect(run, section, settings)
     settings = {key: value for key, value in settings.items() if value is not None}
     output = Path(settings.get("output") or settings.get("output_dir") or folder)
-    result = None if section == "push" else output if section == "warmup" else output / _RESULTS[section]
+    result = None if section == "push" else output if section in ROWS else output / _RESULTS[section]
     prefix = "evaluate_" if section == "evaluate" else ""
     return Stage(
         f"{prefix}{title}" + (f"_{seed}" if is_seeded and not prefix else ""),
@@ -181,13 +200,18 @@ def _stage(run: _Run, section: str, name: str) -> Stage:
         pair.output_dir,
         result,
         tuple(stage.name for stage in inputs),
-        _launch(pair.profile.launch[section]) if SECTIONS[section].is_launched else (),
-        pair.profile.devices.get(section),
+        _launch(_said(pair.profile.launch, section) or "") if SECTIONS[section].is_launched else (),
+        _said(pair.profile.devices, section),
         serve,
         pair.profile.devices.get("teacher"),
         name,
         run.label,
     )
+
+
+def _said(profile: Mapping[str, str], section: str) -> str | None:
+    """What a hardware profile says of a section; of a second stage, what it says of the first."""
+    return profile.get(section, profile.get(FIRST.get(section, section)))
 
 
 def here_or_shipped(path: str) -> str:
@@ -204,26 +228,26 @@ def _wired(run: _Run, section: str, folder: Path) -> dict[str, Any]:
     """The options that follow from the other stages."""
     pair, stages = run.pair, run.stages
     made = {
-        name: str(stage.result if name == "warmup" else stage.result.parent)
+        name: str(stage.result if name in ROWS else stage.result.parent)
         for name, stage in stages.items()
         if stage.result
     }
-    if section == "warmup":
+    if section in ROWS:
         teacher = {"teacher": pair.teacher} if _asks(run, section) else {}
         return {"student": pair.student, **teacher, "output": f"{folder}.jsonl"}
-    if section == "sft":
-        wired = {"model_name_or_path": pair.student, "output_dir": str(folder), "resume_from_checkpoint": "auto"}
-        return wired | ({"warmup_data": made["warmup"]} if "warmup" in made else {})
+    if section in ("sft", "second_sft"):
+        rows = made.get("second_warmup" if section == "second_sft" else "warmup", made.get("warmup"))
+        wired = {"model_name_or_path": made.get("sft", pair.student), "output_dir": str(folder)}
+        return wired | {"resume_from_checkpoint": "auto"} | ({"warmup_data": rows} if rows else {})
+    warm = made.get("second_sft") or made.get("sft") or pair.student
     if section == "grpo":
-        wired = {"model_name_or_path": made.get("sft", pair.student), "teacher": pair.teacher}
+        wired = {"model_name_or_path": warm, "teacher": pair.teacher}
         data = {"dataset": str(stages["filter"].result)} if "filter" in stages else {}
         return wired | data | {"output_dir": str(folder), "resume_from_checkpoint": "auto"}
     if section == "push":
         evaluations = [str(pair.output_dir / "evaluation" / MAIN)] if "evaluate" in stages else []
         return {"model": made.get("grpo"), "evaluations": evaluations or None}
-    student = pair.student
-    if section == "evaluate":
-        student = made.get("grpo") or made.get("sft") or pair.student
+    student = (made.get("grpo") or warm) if section == "evaluate" else pair.student
     router = {"citer_router": made["citer"]} if section == "evaluate" and "citer" in made else {}
     models = {"teacher": pair.teacher} if section == "filter" else {"student": student, "teacher": pair.teacher}
     return {**models, "output_dir": str(folder), **router}
@@ -232,12 +256,14 @@ def _wired(run: _Run, section: str, folder: Path) -> dict[str, Any]:
 def _asks(run: _Run, section: str) -> bool:
     """Whether a section may ask the teacher: of all warm-ups only a search does."""
     settings = {**run.sections[section], **run.pair.overrides.get(section, {})}
-    return section != "warmup" or settings.get("calls") == "searched"
+    return section not in ROWS or settings.get("calls") == "searched"
 
 
 def _of_task(run: _Run, section: str, has_input: bool) -> dict[str, Any]:
     """Those options of the task that the stage's recipe has."""
-    left_out = {"skip_long_prompts"} if section == "sft" else set()  # no rows of the warm-up are left out
+    left_out = (
+        {"skip_long_prompts"} if section in ("sft", "second_sft") else set()
+    )  # no rows of the warm-up are left out
     if not _asks(run, section):
         left_out = {item.name for item in fields(TeacherFields)}
     if section == "evaluate" and ("grpo" in run.stages or "sft" in run.stages):
@@ -258,7 +284,7 @@ def _connect(run: _Run, section: str, settings: dict[str, Any]) -> str | None:
     asked = True
     if section == "evaluate":
         asked = any(method.has_teacher for method in load_methods(settings.get("methods") or ["relay"]))
-    serve = run.pair.profile.serve.get(section) if "://" not in teacher and asked else None
+    serve = _said(run.pair.profile.serve, section) if "://" not in teacher and asked else None
     if serve is not None:
         settings["teacher"] = f"http://127.0.0.1:{run.pair.profile.port}/v1"
     if "://" in settings["teacher"] and settings.get("teacher_backend") in ("vllm", "transformers"):

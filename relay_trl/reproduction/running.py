@@ -17,7 +17,7 @@ import yaml
 
 from ..cli.progress import EVERY, MARK
 from ..redaction import redact
-from .expand import Stage
+from .expand import ROWS, Stage
 from .sections import SECTIONS
 from .teacher_server import TeacherServer
 
@@ -64,7 +64,7 @@ def _check_settings(stage: Stage):
             f"{name} was {redact(old.get(name), name)!r} and is now {redact(new.get(name), name)!r}"
             for name in names[:3]
         )
-        place = stage.written if stage.section == "warmup" else stage.written.parent
+        place = stage.written if stage.section in ROWS else stage.written.parent
         raise ValueError(
             f"{stage.folder} holds a run of the stage {stage.name} with other settings: {shown}. Give another output_dir, as "
             f"output_dir=runs/another, or remove {place} and what was made from it."
@@ -136,7 +136,7 @@ class Runner:
             if has_new_input:
                 raise ValueError(
                     f"{stage.result} was made from an earlier result of {' and '.join(stage.needs)}, which has just been made "
-                    f"anew; remove {stage.result.parent if stage.section != 'warmup' else stage.result} to make it anew too."
+                    f"anew; remove {stage.result if stage.section in ROWS else stage.result.parent} to make it anew too."
                 )
             self._say(f"== {title}: kept {stage.result}")
             return False

@@ -162,7 +162,7 @@ class Runs:
     def next_step(self) -> str:
         """The next command to type."""
         run = self._wanted(self.stages(self.names[-1], self.seeds[0]))
-        last = [stage for stage in run if stage.section in ("sft", "grpo")]
+        last = [stage for stage in run if stage.section in ("sft", "second_sft", "grpo")]
         if not last:
             return f"Next: relay-trl train {self.pair.path}"
         student = last[-1].settings["output_dir"]

@@ -30,15 +30,14 @@ class Recipe:
 
 _DATA, _MODEL = "relay_trl.data.config:DataConfig", "trl:ModelConfig"
 
+_WARMUP = "relay_trl.data.warmup:WarmupConfig"
+_SFT = ("relay_trl.training:RelaySFTConfig", _MODEL)
+
 SECTIONS = {
-    "warmup": Recipe(
-        "build_warmup",
-        "warm-up data: the student's own answers with calls put in",
-        (_DATA, "relay_trl.data.warmup:WarmupConfig"),
-    ),
-    "sft": Recipe(
-        "sft_warmup", "warm-up: the syntax of a call", ("relay_trl.training:RelaySFTConfig", _MODEL), is_launched=True
-    ),
+    "warmup": Recipe("build_warmup", "warm-up data: the student's own answers with calls put in", (_DATA, _WARMUP)),
+    "sft": Recipe("sft_warmup", "warm-up: the syntax of a call", _SFT, is_launched=True),
+    "second_warmup": Recipe("build_warmup", "warm-up data once more, of other problems", (_DATA, _WARMUP)),
+    "second_sft": Recipe("sft_warmup", "second warm-up: goes on from the first", _SFT, is_launched=True),
     "filter": Recipe(
         "filter_by_teacher",
         "training set: the problems that the teacher can solve",
@@ -55,6 +54,9 @@ SECTIONS = {
     "push": Recipe("push", "push to the Hub", ("relay_trl.hub.upload:PushConfig",)),
 }
 """All sections by name, in the order in which they run."""
+
+FIRST = {"second_warmup": "warmup", "second_sft": "sft"}
+"""For each second stage, the first one, whose options it has where its own section does not say otherwise."""
 
 
 @cache

@@ -95,6 +95,36 @@ def test_stages_hand_over_to_one_another(write):
     assert stages["grpo"].needs == ("sft", "filtered") and stages["evaluate"].needs == ("grpo",)
 
 
+def test_a_second_warm_up_goes_on_from_the_first_with_its_options(write):
+    more = {"second_warmup": {"dataset_seed": 2}, "second_sft": {"average_with_start": True}}
+    pair = load_pair(write(**more), "1gpu", ["warmup.dataset_size=9", "sft.learning_rate=0.5"])
+    stages = by_section(pair, seed=3)
+    assert list(stages) == ["warmup", "sft", "second_warmup", "second_sft", "grpo", "evaluate"]
+    settings = {name: stage.settings for name, stage in stages.items()}
+    first, second = settings["warmup"], settings["second_warmup"]
+    assert second == {**first, "dataset_seed": 2, "output": first["output"].replace("warmup", "second_warmup")}
+    folder = settings["sft"]["output_dir"]
+    changed = {"model_name_or_path": folder, "warmup_data": second["output"], "average_with_start": True}
+    assert settings["second_sft"] == {**settings["sft"], **changed, "output_dir": folder.replace("sft", "second_sft")}
+    assert settings["second_sft"]["learning_rate"] == 0.5 and second["dataset_size"] == 9
+    assert settings["grpo"]["model_name_or_path"] == settings["second_sft"]["output_dir"]
+    assert stages["second_sft"].needs == ("sft_seed_3", "second_warmup_seed_3")
+    assert stages["second_sft"].launch == stages["sft"].launch
+    once = by_section(pair, [("once", {"second_sft": None, "grpo": None})])
+    assert list(once) == ["warmup", "sft", "evaluate"]
+    assert once["evaluate"].settings["student"] == once["sft"].settings["output_dir"]
+    assert list(by_section(pair, [("alone", pair.baselines["alone"])])) == ["grpo", "evaluate"]
+    again = by_section(load_pair(write(second_sft={"max_steps": 4}), "cpu"))["second_sft"].settings
+    assert again["warmup_data"] == "runs/student_with_teacher/warmup.jsonl"  # the same rows
+
+
+def test_a_second_warm_up_without_the_first_is_refused(write):
+    with pytest.raises(ValueError, match="a section second_warmup but none for second_sft; add that, or leave"):
+        expand(load_pair(write(second_warmup={"dataset_seed": 2}), "cpu"))
+    with pytest.raises(ValueError, match="a section second_sft but none for sft"):
+        expand(load_pair(write(second_sft={}, sft=None, warmup=None), "cpu"))
+
+
 def test_recipes_and_launch_files_are_found_from_another_folder(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for stage in expand(load_pair(write(hardware={"cpu": {}}), "cpu")):
