@@ -132,7 +132,7 @@ def without_effect(before):
     }
 
 
-NAMES = {"grpo_alone": "baseline"}
+NAMES = {"arithmetic/grpo_alone": "baseline", "lookups/grpo_alone": "baseline", "lookups/searched": "searched_once"}
 EMBEDDED = [(task, name) for task in ("arithmetic", "lookups") for name in BEFORE[f"{task}/reproduce"]["runs"]]
 
 
@@ -164,7 +164,7 @@ def test_every_run_of_the_reproduction_is_as_it_was(task, name):
     runs = Runs(load_pair(PAIRS / f"{task}_reproduce.yaml", "cpu"))
     runs.chosen = "constant"
     before = planned(task, name, 2)
-    now = {stage.section: stage.settings for stage in runs.stages(NAMES.get(name, name), 2)}
+    now = {stage.section: stage.settings for stage in runs.stages(NAMES.get(f"{task}/{name}", name), 2)}
     assert set(now) == set(before)
     for section in now:
         old, new = resolved(before[section], section), resolved(now[section], section)
