@@ -181,7 +181,7 @@ def test_every_run_of_the_reproduction_is_as_it_was(task, name):
         assert list(runs.pair.candidates) == list(plan["candidates"])
         ends = {stage.section: stage.settings for stage in runs.stages("ends", 2)}
         assert list(ends) == ["evaluate"] and ends["evaluate"]["methods"] == plan["ends"]
-        missing = {NAMES.get(name, name) for name in plan["runs"]} - set(runs.names)
+        missing = {NAMES.get(f"{task}/{name}", name) for name in plan["runs"]} - set(runs.names)
         assert not missing
 
 
