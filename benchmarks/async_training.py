@@ -27,7 +27,6 @@ from relay_trl.cli.endings import run
 
 WAYS = ("synchronous", "asynchronous")
 PAIR = Path(__file__).parents[1] / "data" / "arithmetic"
-ROLLOUTS = 256
 
 
 class Late:
@@ -78,7 +77,7 @@ def train(way: str, latency_s: float, args):
         teacher=str(PAIR / "teacher"),
         answer_marker="#",
         num_generations=8,
-        per_device_train_batch_size=ROLLOUTS,
+        per_device_train_batch_size=args.rollouts,
         max_prompt_length=16,
         max_completion_length=48,
         max_steps=args.steps,
@@ -115,7 +114,7 @@ def train(way: str, latency_s: float, args):
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     found = {
         "took_s": clock.took,
-        "dropped": sum(entry.get("sample/dropped_stale_total") or 0 for entry in logs) / (ROLLOUTS * args.steps),
+        "dropped": sum(entry.get("sample/dropped_stale_total") or 0 for entry in logs) / (args.rollouts * args.steps),
         "staleness": logs[-1].get("sample/token_staleness"),
         "trained_s": sum(entry.get("perf/fwd_bwd_s", 0) for entry in logs),
         "waited_s": sum(entry.get("perf/rollout_wait_s", 0) for entry in logs),
@@ -147,6 +146,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latencies_ms", type=int, nargs="+", default=[0, 250, 1000], help="(default: 0 250 1000)")
     parser.add_argument("--steps", type=int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--rollouts", type=int, default=256, help="of a step (default: %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=1e-4, help="(default: %(default)s)")
     parser.add_argument("--max_staleness", type=int, default=4, help="of the asynchronous way (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="each with a seed of its own (default: %(default)s)")
@@ -198,7 +198,7 @@ def main():
         "dropped, %": every(WAYS[1], "dropped", 100),
     }
     text = (
-        f"{args.steps} steps of {ROLLOUTS} rollouts, {args.runs} seeds. Before: accuracy {start['accuracy']:.1%}, teacher share "
+        f"{args.steps} steps of {args.rollouts} rollouts, {args.runs} seeds. Before: accuracy {start['accuracy']:.1%}, teacher share "
         f"{start['rho']:.1%}.\n\n{table(columns, rows)}\n\n{machine()}"
     )
     save(args.output_dir, "async_training", {"before": start, "rows": rows}, text)

@@ -54,8 +54,8 @@ class RelayAsyncGRPOConfig(RedactedArguments, FinishFields, RelayFields, AsyncGR
     Args:
         scale_rewards (`str`, defaults to `"group"`): `group` divides advantages by the spread of their group, `none` does not.
         token_budget (`int`, defaults to `0`): most tokens of a row of samples; 0 packs `per_device_train_batch_size` of them.
-        max_inflight_tasks (`int`, defaults to `-1`): rollouts that are under way or wait to be learnt from, at most; -1 is
-            `max_staleness` (at least 1) times those of an optimizer step.
+        max_inflight_tasks (`int`, defaults to `-1`): rollouts that are under way or wait to be learnt from, at most; -1 is those of
+            `max_staleness - 1` optimizer steps (at least one), which leaves a step for those that take longer than others.
 
     Raises:
         ValueError: an option that asynchronous training does not have, or one out of its range.
@@ -86,7 +86,9 @@ class RelayAsyncGRPOConfig(RedactedArguments, FinishFields, RelayFields, AsyncGR
         for name, value in least.items():
             if (getattr(self, name) or 0) < value:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}.")
-        if self.max_inflight_tasks != -1 and self.max_inflight_tasks < self.samples_per_step:
+        if self.max_inflight_tasks == -1:
+            self.max_inflight_tasks = max(1, self.max_staleness - 1) * self.samples_per_step
+        if self.max_inflight_tasks < self.samples_per_step:
             raise ValueError(
                 f"max_inflight_tasks is {self.max_inflight_tasks}, but an optimizer step learns from {self.samples_per_step} rollouts; it "
                 "must be at least that, or -1."

@@ -188,7 +188,7 @@ class _Samples:
         while not self._waiting:
             try:
                 group = self._queue.get(timeout=min(timeout, _WAIT_S))
-            except EOFError as ended:
+            except (EOFError, OSError) as ended:  # the process has died, perhaps in the middle of a group
                 raise queue.Empty from ended
             self._waiting += group.samples
             self._trainer.receive(group)
