@@ -267,7 +267,7 @@ def _of_task(run: _Run, section: str, has_input: bool) -> dict[str, Any]:
     if not _asks(run, section):
         left_out = {item.name for item in fields(TeacherFields)}
     if section == "evaluate" and ("grpo" in run.stages or "sft" in run.stages):
-        left_out = _NOT_ASKED
+        left_out = _NOT_ASKED - (set() if "grpo" in run.stages else {"max_completion_length"})  # no warm-up records it
     if section == "evaluate":
         left_out = left_out | {"max_prompt_length", "skip_long_prompts"}
     if section == "grpo" and "filter" in run.stages:  # the filter's file has its own columns

@@ -113,6 +113,8 @@ def test_a_second_warm_up_goes_on_from_the_first_with_its_options(write):
     once = by_section(pair, [("once", {"second_sft": None, "grpo": None})])
     assert list(once) == ["warmup", "sft", "evaluate"]
     assert once["evaluate"].settings["student"] == once["sft"].settings["output_dir"]
+    assert once["evaluate"].settings["max_completion_length"] == 64  # GRPO records it, a warm-up does not
+    assert "max_completion_length" not in settings["evaluate"]
     assert list(by_section(pair, [("alone", pair.baselines["alone"])])) == ["grpo", "evaluate"]
     again = by_section(load_pair(write(second_sft={"max_steps": 4}), "cpu"))["second_sft"].settings
     assert again["warmup_data"] == "runs/student_with_teacher/warmup.jsonl"  # the same rows
