@@ -28,7 +28,7 @@ class Runs:
         stages (`Sequence[str]`, *optional*): the sections that run; `None`: all.
 
     Raises:
-        ValueError: a name is unknown or taken, or only some stages are wanted where a candidate is to be chosen.
+        ValueError: a name is unknown or taken, an option would change nothing, or only some stages are wanted where a candidate is to be chosen.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Runs:
     ):
         self.pair, self.wanted = pair, stages
         _check_chains(pair)
+        _check_overrides(pair)
         if stages is not None:
             check_known(
                 stages, [name for name in SECTIONS if name in pair.sections], f"{pair.path}, asked for by --stages,"
@@ -169,6 +170,17 @@ class Runs:
         return (
             f"Next: relay-trl serve --student {student} --teacher {self.pair.teacher}   (or relay-trl watch {student})"
         )
+
+
+def _check_overrides(pair: Pair):
+    """Refuses an option of the command line that is of a stage in no run."""
+    made = set(pair.sections).union(*pair.baselines.values(), *pair.candidates.values())
+    for section, options in pair.overrides.items():
+        if section not in made:
+            raise ValueError(
+                f"{section}.{next(iter(options))} would change nothing: {pair.path} has no stage {section}. Its stages are "
+                f"{', '.join(name for name in SECTIONS if name in made)}; add a section {section}, or leave the option out."
+            )
 
 
 def _check_chains(pair: Pair):

@@ -277,11 +277,12 @@ def test_a_file_with_a_fault_is_refused(write, changes, said):
         ("max_stepz=3", r"The pair has no option 'max_stepz' (did you mean 'max_steps'?)"),
         ("grpo.max_steps", r"is no change of a setting; write section.option=value"),
         ("grpo.reward_kwargs={a: [}", r"the value is no valid YAML"),
+        ("filter.max_in_flight=2", r"filter.max_in_flight would change nothing"),
     ],
 )
 def test_a_change_with_a_fault_is_refused(write, change, said):
     with pytest.raises(ValueError) as error:
-        load_pair(write(), "cpu", [change])
+        Runs(load_pair(write(), "cpu", [change]))
     assert said in str(error.value)
 
 
