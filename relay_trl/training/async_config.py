@@ -6,7 +6,7 @@ Owns what asynchronous training does not have, and says so where it is asked for
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from trl import ModelConfig
 
@@ -147,6 +147,7 @@ def model_options(model_config: StudentConfig, config: RelayAsyncGRPOConfig) -> 
                 f"{name} is {given[name]!r}; asynchronous training packs rows, which has an attention of its own, and trains no quantized "
                 "student. Leave it out."
             )
-    options = {**model_kwargs(model_config, config), **(config.model_init_kwargs or {})}
+    own = cast(dict[str, Any], config.model_init_kwargs or {})  # TRL reads a string as a mapping
+    options = {**model_kwargs(model_config, config), **own}
     del options["attn_implementation"]
     return {**options, "dtype": config.dtype}

@@ -7,7 +7,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -67,7 +67,8 @@ def load_engines(
         limits = {"max_concurrency": args.max_inflight_tasks, "timeout_s": float(args.request_timeout)}
         # The key in the environment is the teacher's
         return OpenAIEngine(url, None, "none", vocabulary, needs_logprobs=True, **limits), teacher
-    options = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    own = cast(dict[str, Any], args.model_init_kwargs or {})  # TRL reads a string as a mapping
+    options = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **own}
     model = AutoModelForCausalLM.from_pretrained(student, **options).eval()
     return TransformersEngine(model, tokenizer, name="the student"), teacher
 
