@@ -50,11 +50,7 @@ def main():
     )
     trainer.training_set = data.dataset
     trainer.train()
-
-    trainer.save_student()
-    trainer.save_state()
-    if config.push_to_hub:
-        trainer.push_to_hub()
+    trainer.finish()
     if trainer.is_world_process_zero():
         print(
             f"The student is in {config.output_dir}. Next: relay-trl evaluate --config YAML --student {config.output_dir}"

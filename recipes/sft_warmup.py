@@ -48,11 +48,7 @@ def main():
     )
     trainer.training_set = config.warmup_data
     trainer.train()
-
-    trainer.save_student()
-    trainer.save_state()
-    if config.push_to_hub:
-        trainer.push_to_hub()
+    trainer.finish()
 
 
 if __name__ == "__main__":

@@ -129,6 +129,13 @@ class RelaySavingMixin(_Trainer):
                 self._write_card(folder)
             self.accelerator.wait_for_everyone()
 
+    def finish(self):
+        """Writes what a run leaves in `output_dir`, the student and the trainer's state, and pushes it if `push_to_hub` is set."""
+        self.save_student()
+        self.save_state()
+        if self.args.push_to_hub:
+            self.push_to_hub()
+
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
         if self.is_world_process_zero():
             self._write_card(
