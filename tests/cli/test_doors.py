@@ -83,7 +83,11 @@ def test_the_export_of_a_run_imports_nothing_heavy(tmp_path):
 def test_the_help_of_recipes_imports_nothing_heavy():
     """All in one process: each but those whose options are in part transformers' or TRL's, and the serving command."""
     recipes = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-    light = [name for name in recipes if name not in ("grpo_relay", "grpo_relay_async", "sft_warmup", "pretrain_pair", "plan")]
+    light = [
+        name
+        for name in recipes
+        if name not in ("grpo_relay", "grpo_relay_async", "sft_warmup", "pretrain_pair", "plan")
+    ]
     program = _HELP.format(recipes=str(ROOT / "recipes"), light=light, heavy=HEAVY)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     found = json.loads(ended.stdout.splitlines()[-1])
